@@ -1,0 +1,190 @@
+"""The released configs: data files beside this module, read, verified and chosen by a pin."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from latent_drift.config.v1 import canonical_sha256
+from latent_drift.errors import ConfigError
+
+RELEASES = Path(__file__).parent / "releases"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One released set of values (or a draft of one): version, title, date, hash."""
+
+    version: str
+    title: str
+    released: datetime.date | None
+    """None for a draft."""
+    sha256: str
+    superseded: bool
+    """Kept to reproduce old results: chosen only by a pin that nothing else satisfies."""
+    document: Mapping[str, Any] = field(repr=False, compare=False)
+    """The data file's content."""
+
+    @property
+    def draft(self) -> bool:
+        """Whether the values may still move."""
+        return self.released is None
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """Dotted path -> what is known to be wrong with the value there, or why it is as it is."""
+        notes: Mapping[str, str] = self.document["notes"]
+        return notes
+
+    @property
+    def profiles(self) -> Mapping[str, Mapping[str, Any]]:
+        """Profile name -> its overrides."""
+        profiles: Mapping[str, Mapping[str, Any]] = self.document["profiles"]
+        return profiles
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The values before any profile."""
+        return {key: value for key, value in self.document.items() if key not in _ABOUT}
+
+    def __str__(self) -> str:
+        return f"{self.version} ({'draft' if self.released is None else self.released.isoformat()})"
+
+
+_ABOUT = frozenset({"schema_version", "version", "title", "released", "sha256", "superseded", "default_profile", "profiles", "notes"})
+"""Keys of a release document that say something about the values instead of being one."""
+
+
+def document_sha256(document: Mapping[str, Any]) -> str:
+    """The hash of a release document: of its canonical JSON without the field `sha256`."""
+    return canonical_sha256({key: value for key, value in document.items() if key != "sha256"})
+
+
+def read_release(path: Path) -> Release:
+    """The release in a data file, verified.
+
+    Raises:
+        ConfigError: the file cannot be read, lacks what a release must have, or does not have the hash it states.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"stability config release {path} cannot be read: {error}. Reinstall latent-drift.") from error
+    missing = sorted(_ABOUT - document.keys()) if isinstance(document, dict) else sorted(_ABOUT)
+    if missing:
+        raise ConfigError(f"stability config release {path} lacks {', '.join(missing)}. Reinstall latent-drift.")
+    found = document_sha256(document)
+    if found != document["sha256"]:
+        raise ConfigError(
+            f"stability config release {document['version']} was changed after it was made: {path} states sha256 {document['sha256']}, "
+            f"its content has {found}. Reinstall latent-drift; to use other values, override them: load({document['version']!r}, gradient=...)."
+        )
+    if f"{document['version']}.json" != path.name:
+        raise ConfigError(f"stability config release {path} says that it is version {document['version']}. Reinstall latent-drift.")
+    released = document["released"]
+    return Release(
+        version=document["version"],
+        title=document["title"],
+        released=None if released is None else datetime.date.fromisoformat(released),
+        sha256=document["sha256"],
+        superseded=document["superseded"],
+        document=document,
+    )
+
+
+class Catalogue:
+    """The releases in one directory, each read and verified when it is first asked for."""
+
+    def __init__(self, directory: Path = RELEASES) -> None:
+        self.directory = directory
+        self._read = cache(read_release)
+        self.versions: tuple[str, ...] = tuple(sorted((path.stem for path in directory.glob("*.json")), key=Version))
+        if not self.versions:
+            raise ConfigError(f"no stability config releases in {directory}. Reinstall latent-drift.")
+
+    def release(self, version: str) -> Release:
+        """The release of exactly this version as it is spelled in its file's name."""
+        return self._read(self.directory / f"{version}.json")
+
+    def releases(self) -> tuple[Release, ...]:
+        """All releases, oldest version first."""
+        return tuple(self.release(version) for version in self.versions)
+
+    def select(self, pin: str) -> Release:
+        """The release that a pin chooses: a version ("1.0.0") or a PEP 440 specifier ("~=1.0", ">=1,<2"; "" for any).
+
+        The newest version that satisfies the pin, where a dated release goes before a draft and
+        both before one that is superseded.
+
+        Raises:
+            ConfigError: the pin is neither, or nothing satisfies it.
+        """
+        specifier = parse_pin(pin)
+        matching = [version for version in self.versions if specifier.contains(version, prereleases=specifier.prereleases)]
+        if not matching:
+            # PEP 440: pre-releases are for who names them, or where there is nothing else.
+            matching = [version for version in self.versions if specifier.contains(version, prereleases=True)]
+        if not matching:
+            listing = ", ".join(str(release) for release in self.releases())
+            nearest = min(self.versions, key=lambda version: _distance(version, specifier))
+            raise ConfigError(
+                f"no stability config satisfies {pin!r}. Available: {listing}. Nearest: {nearest}; pin it with {nearest!r}, or upgrade latent-drift for newer ones."
+            )
+        return max((self.release(version) for version in matching), key=_preference)
+
+
+def _preference(release: Release) -> tuple[bool, bool, Version]:
+    return not release.superseded, not release.draft, Version(release.version)
+
+
+def parse_pin(pin: str) -> SpecifierSet:
+    """The specifier that a pin means; a bare version is exact.
+
+    Raises:
+        ConfigError: it is neither a version nor a specifier.
+    """
+    try:
+        return SpecifierSet(f"=={Version(pin)}")
+    except InvalidVersion:
+        pass
+    try:
+        return SpecifierSet(pin)
+    except InvalidSpecifier as error:
+        raise ConfigError(
+            f"{pin!r} is no pin of a stability config. Expected a version such as '1.0.0', a PEP 440 specifier such as '~=1.0' or '>=1,<2', "
+            f"or the path of a .toml or .json file."
+        ) from error
+
+
+def _distance(version: str, specifier: SpecifierSet) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How far a version is from the nearest version that the specifier names: major first, then minor, then micro."""
+
+    def between(wanted: Version, have: Version) -> tuple[int, ...]:
+        return abs(wanted.major - have.major), abs(wanted.minor - have.minor), abs(wanted.micro - have.micro)
+
+    have = Version(version)
+    newest_first = (-have.major, -have.minor, -have.micro)
+    named = list(_named_versions(specifier))
+    return min((between(wanted, have) for wanted in named), default=(0, 0, 0)), newest_first
+
+
+def _named_versions(specifier: SpecifierSet) -> Iterable[Version]:
+    for clause in specifier:
+        try:
+            yield Version(clause.version.removesuffix(".*"))
+        except InvalidVersion:  # === compares text, which need not be a version
+            continue
+
+
+@cache
+def installed() -> Catalogue:
+    """The releases that came with this installation."""
+    return Catalogue()
