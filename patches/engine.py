@@ -1,0 +1,130 @@
+"""Runs rules over one file: text in, diagnostics with positions and ready text changes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from patches.edits import Splice, Unfixable, apply_fixes, splices
+from patches.findings import FINDINGS, FixSafety
+from patches.rules.base import AbstractRule, Hit
+from patches.settings import Settings
+from patches.source import Source
+
+_PASSES = 10  # nested findings are mended from the outside in, one level a pass
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """A finding at a place. Lines and columns count from 1; `splices` is the fix, empty when there is none to write.
+
+    `firing_lines` are the lines at which a run may report this finding: all lines of the expression,
+    and those of the operations that the fix cures.
+    """
+
+    path: str
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+    code: str
+    message: str
+    safety: FixSafety
+    splices: tuple[Splice, ...] = ()
+    firing_lines: frozenset[int] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The finding's name."""
+        return FINDINGS[self.code].name
+
+
+def relevant(text: str, rules: Iterable[AbstractRule]) -> list[AbstractRule]:
+    """The rules that have anything to look for in this text: the filter that most files do not pass."""
+    if "torch" not in text:
+        return []
+    return [rule for rule in rules if any(trigger in text for trigger in rule.triggers)]
+
+
+def check(source: Source, rules: Iterable[AbstractRule]) -> list[Diagnostic]:
+    """Every finding of these rules in the file, in the order of the source; one per rule and place."""
+    found: dict[tuple[int, int, str], Diagnostic] = {}
+    for rule in rules:
+        for kind in rule.nodes:
+            for node in source.by_type.get(kind, ()):
+                for hit in rule.check(node, source):
+                    diagnostic, span = _located(source, rule, hit)
+                    found.setdefault((*span, rule.code), diagnostic)
+    return [found[key] for key in sorted(found, key=lambda key: (key[0], -key[1], key[2]))]
+
+
+def _located(source: Source, rule: AbstractRule, hit: Hit) -> tuple[Diagnostic, tuple[int, int]]:
+    start, end = source.span(hit.node)
+    line, column = source.location(start)
+    end_line, end_column = source.location(end)
+    safety = hit.safety
+    changes: tuple[Splice, ...] = ()
+    if hit.edits:
+        try:
+            changes = tuple(splices(source, hit.edits))
+        except Unfixable:
+            safety = "display"
+    lines = set(range(line, end_line + 1))
+    for node in hit.also:
+        first, last = (source.location(offset)[0] for offset in source.span(node))
+        lines.update(range(first, last + 1))
+    return Diagnostic(source.path, line, column, end_line, end_column, rule.code, hit.message, safety, changes, frozenset(lines)), (start, end)
+
+
+Wanted = Callable[[Source, Sequence[Diagnostic]], Sequence[Diagnostic]]
+"""Chooses the findings of a file that count: suppressions, baselines, lines that fired."""
+
+
+def is_writable(diagnostic: Diagnostic, unsafe: bool) -> bool:
+    """Whether a fix may be written: a safe one always, an unsafe one when asked for, one for display never."""
+    return bool(diagnostic.splices) and (diagnostic.safety == "safe" or (unsafe and diagnostic.safety == "unsafe"))
+
+
+def fix(
+    text: str, path: str, rules: Sequence[AbstractRule], settings: Settings, wanted: Wanted | None = None, unsafe: bool | None = None
+) -> tuple[str, list[Diagnostic]]:
+    """The text with every writable fix applied, pass after pass until none is left, and the fixes applied.
+
+    A pass whose result does not parse is discarded: the file is then left as the pass before made it.
+    """
+    allowed = settings.unsafe if unsafe is None else unsafe
+    applied: list[Diagnostic] = []
+    seen = {text}
+    for _ in range(_PASSES):
+        active = relevant(text, rules)
+        if not active:
+            break
+        source = Source(text, path, settings)
+        diagnostics: Sequence[Diagnostic] = check(source, active)
+        if wanted is not None:
+            diagnostics = wanted(source, diagnostics)
+        writable = [d for d in diagnostics if is_writable(d, allowed)]
+        changed, chosen = apply_fixes(text, [d.splices for d in writable])
+        if not chosen or changed in seen or not _compiles(changed, text):
+            break
+        applied.extend(writable[index] for index in chosen)
+        text = changed
+        seen.add(text)
+    return text, applied
+
+
+def _compiles(text: str, before: str) -> bool:
+    """Whether the new text compiles, or the old one did not either (Python 2 style code is not ours to judge)."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            compile(text, "<patched>", "exec", dont_inherit=True)
+        except (SyntaxError, ValueError):
+            try:
+                compile(before, "<original>", "exec", dont_inherit=True)
+            except (SyntaxError, ValueError):
+                return True
+            return False
+    return True

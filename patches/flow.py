@@ -1,0 +1,193 @@
+"""Which assignments a use of a name can see, inside one function: no fixpoint, and honest about what it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import libcst as cst
+
+from patches.source import Binding, Branch, Source, dotted_name
+
+_LOOPS = (cst.For, cst.While)
+
+
+def reaching(source: Source, use: cst.Name) -> Sequence[Binding] | None:
+    """The bindings that a use of a local name may see; None when the name is not this function's own.
+
+    The last binding that is certain to run before the use ends the list; conditional ones after it are
+    kept unless they lie in the other branch of the same `if`; later ones inside a shared loop are kept.
+    """
+    here = source.scope_of(use)
+    scope = here.lookup(use.value)
+    if scope is None:
+        return None
+    bindings = scope.bindings[use.value]
+    if scope is not here and not _is_evaluated_in_place(source, use, scope.node):
+        return bindings  # a closure or a module-level name: any of its values, whenever it was set
+    position = source.order[use]
+    branches = source.branches_of(use)
+    before = [b for b in bindings if b.order <= position and not _is_exclusive(b.branches, branches)]
+    certain = [b for b in before if _is_prefix(b.branches, branches) and b.kind != "augment"]
+    last = certain[-1] if certain else None
+    seen = [b for b in before if last is None or b.order >= last.order]
+    for loop, _ in branches:
+        if isinstance(loop, _LOOPS) and (last is None or not any(owner is loop for owner, _ in last.branches)):
+            seen.extend(b for b in bindings if b.order > position and any(owner is loop for owner, _ in b.branches))
+    return list(dict.fromkeys(seen))
+
+
+def _is_evaluated_in_place(source: Source, use: cst.CSTNode, scope_node: cst.CSTNode) -> bool:
+    """Whether only comprehensions lie between the use and the scope (they run where they stand)."""
+    for ancestor in source.ancestors(use):
+        if ancestor is scope_node:
+            return True
+        if isinstance(ancestor, (cst.FunctionDef, cst.Lambda, cst.ClassDef)):
+            return False
+    return scope_node is source.module
+
+
+def _is_prefix(shorter: Sequence[Branch], longer: Sequence[Branch]) -> bool:
+    return len(shorter) <= len(longer) and all(a[0] is b[0] and a[1] == b[1] for a, b in zip(shorter, longer, strict=False))
+
+
+def _is_exclusive(left: Sequence[Branch], right: Sequence[Branch]) -> bool:
+    """Whether the two blocks are different branches of one `if` or `match`."""
+    for a, b in zip(left, right, strict=False):
+        if a[0] is not b[0]:
+            return False
+        if a[1] != b[1]:
+            return isinstance(a[0], (cst.If, cst.Match))
+    return False
+
+
+def definition(source: Source, node: cst.BaseExpression) -> cst.BaseExpression:
+    """The expression a local name stands for at this place, or `node` itself.
+
+    Follows one name to the one assignment that reaches it, provided that evaluating that expression
+    here would give the same value: nothing it reads has been rebound or written in place since.
+    """
+    if not isinstance(node, cst.Name):
+        return node
+    found = reaching(source, node)
+    if found is None or len(found) != 1:
+        return node
+    only = found[0]
+    if only.kind != "assign" or only.index is not None or only.value is None:
+        return node
+    if source.scope_of(only.node) is not source.scope_of(node) or only.branches != source.branches_of(node)[: len(only.branches)]:
+        return node
+    return only.value if is_stable(source, only.value, node) else node
+
+
+def is_stable(source: Source, expression: cst.CSTNode, at: cst.CSTNode) -> bool:
+    """Whether `expression`, evaluated again at the later place `at`, reads the same values."""
+    first, last = source.order[expression], source.order[at]
+    read: set[str] = set()
+    for name in _names_in(source, expression):
+        read.add(name.value)
+        if isinstance(parent := source.parents.get(name), cst.Attribute) and parent.value is name:
+            read.add(f"{name.value}.{parent.attr.value}")
+        scope = source.scope_of(name).lookup(name.value)
+        if scope is None:
+            continue
+        if any(first < b.order <= last for b in scope.bindings[name.value]):
+            return False
+    for target, binding in source.attribute_writes:
+        if first < binding.order <= last and dotted_name(target) in read:
+            return False
+    for call in source.nodes(cst.Call):
+        if first < source.order[call] <= last and isinstance(call, cst.Call) and isinstance(call.func, cst.Attribute):
+            method = call.func.attr.value
+            if method.endswith("_") and not method.startswith("_") and dotted_name(call.func.value) in read:
+                return False
+    for assign in source.nodes(cst.AssignTarget, cst.AugAssign):
+        target_node = getattr(assign, "target", None)
+        if first < source.order[assign] <= last and isinstance(target_node, cst.Subscript) and dotted_name(target_node.value) in read:
+            return False
+    return True
+
+
+def _names_in(source: Source, node: cst.CSTNode) -> Sequence[cst.Name]:
+    found: list[cst.Name] = []
+    stack: list[cst.CSTNode] = [node]
+    while stack:
+        current = stack.pop()
+        if isinstance(current, cst.Attribute):
+            stack.append(current.value)
+        elif isinstance(current, cst.Name):
+            found.append(current)
+        elif isinstance(current, cst.Arg):
+            stack.append(current.value)
+        else:
+            stack.extend(child for child in current.children if source.parents.get(child) is current)
+    return found
+
+
+def names_in(source: Source, node: cst.CSTNode) -> Sequence[cst.Name]:
+    """The names that an expression reads (attribute names and keywords left out)."""
+    return _names_in(source, node)
+
+
+def attribute_values(source: Source, node: cst.Attribute) -> Sequence[Binding]:
+    """The assignments to `self.<name>` in the class around `node` and its bases in this file, class level included."""
+    owner = source.class_of(node)
+    memo: dict[tuple[cst.CSTNode | None, str], list[Binding]] = source.memo.setdefault("attribute_values", {})
+    key = (owner, node.attr.value)
+    if key not in memo:
+        memo[key] = list(_class_attribute(source, owner, node.attr.value, depth=0)) if owner is not None else []
+    return memo[key]
+
+
+def _class_attribute(source: Source, owner: cst.ClassDef, name: str, depth: int) -> Sequence[Binding]:
+    found: list[Binding] = []
+    for target, binding in source.attribute_writes:
+        if (
+            target.attr.value == name
+            and isinstance(target.value, cst.Name)
+            and target.value.value in ("self", "cls")
+            and source.class_of(target) is owner
+        ):
+            found.append(binding)
+    found.extend(source.scopes[owner].bindings.get(name, ()))
+    if not found and depth < 4:
+        for base in base_classes(source, owner):
+            found.extend(_class_attribute(source, base, name, depth + 1))
+    return found
+
+
+def base_classes(source: Source, owner: cst.ClassDef) -> Sequence[cst.ClassDef]:
+    """The bases of a class that are defined in the same file."""
+    bases: list[cst.ClassDef] = []
+    for argument in owner.bases:
+        if isinstance(argument.value, cst.Name):
+            scope = source.scope_of(owner).lookup(argument.value.value) or source.root
+            for binding in scope.bindings.get(argument.value.value, ()):
+                if isinstance(binding.node, cst.ClassDef) and binding.node is not owner:
+                    bases.append(binding.node)
+    return bases
+
+
+def local_function(source: Source, call: cst.Call) -> cst.FunctionDef | None:
+    """The function of this file that a call reaches: a plain name, or `self.name` of the class around it."""
+    if isinstance(call.func, cst.Name):
+        scope = source.scope_of(call.func).lookup(call.func.value)
+        bindings = scope.bindings[call.func.value] if scope is not None else []
+    elif isinstance(call.func, cst.Attribute) and isinstance(call.func.value, cst.Name) and call.func.value.value in ("self", "cls"):
+        bindings = list(attribute_values(source, call.func))
+    else:
+        return None
+    if len(bindings) == 1 and isinstance(bindings[0].node, cst.FunctionDef):
+        return bindings[0].node
+    return None
+
+
+def returned(source: Source, function: cst.FunctionDef) -> Sequence[cst.BaseExpression]:
+    """The expressions a function returns (not those of functions nested in it)."""
+    memo: dict[cst.CSTNode, list[cst.BaseExpression]] = source.memo.setdefault("returned", {})
+    if not memo:
+        for node in source.nodes(cst.Return):
+            owner = source.enclosing(node, cst.FunctionDef, cst.Lambda)
+            if isinstance(node, cst.Return) and node.value is not None and owner is not None:
+                memo.setdefault(owner, []).append(node.value)
+        memo.setdefault(source.module, [])
+    return memo.get(function, [])

@@ -1,0 +1,273 @@
+"""The questions that rules ask of a file. One import serves a rule: everything here takes the Source first.
+
+operation(source, node, "exp", "exp_")   the call as a torch operation, however it is spelt, else None
+number(source, node)                     a constant's value, else None
+definition(source, node)                 the expression behind a local name, else the node itself
+value_of(source, node)                   kind, range, dtype, origin
+is_tensor / is_other                     known to be a tensor / known not to be one
+same(source, a, b)                       the same expression reading the same values
+binary(node, "-")                        (left, right) of an operator, through no parentheses but its own
+power_of(source, node, 2)                x of x**2, x.pow(2), x.square(), torch.square(x), x * x
+one_plus, one_minus                      x of 1 + x and x + 1; x of 1 - x
+operand, argument                        source text to put into a template, parenthesised where needed
+"""
+
+from __future__ import annotations
+
+import re
+
+import libcst as cst
+
+from patches import flow, operations, values
+from patches.constants import number
+from patches.edits import AddLines, Edit, Replace, Unfixable
+from patches.flow import definition
+from patches.names import qualified, spell
+from patches.operations import Operation
+from patches.source import Source
+from patches.values import Value, is_other, is_tensor, no_grad_at, value_of
+
+__all__ = [
+    "Operation",
+    "Value",
+    "argument",
+    "binary",
+    "call_text",
+    "definition",
+    "imports_torch",
+    "is_half_in_sight",
+    "is_other",
+    "is_pure",
+    "is_tensor",
+    "negated",
+    "no_grad_at",
+    "number",
+    "one_minus",
+    "one_plus",
+    "operand",
+    "operation",
+    "power_of",
+    "qualified",
+    "reuse",
+    "same",
+    "sibling_call",
+    "spell",
+    "value_of",
+]
+
+_OPERATORS: dict[str, type[cst.BaseBinaryOp]] = {
+    "+": cst.Add, "-": cst.Subtract, "*": cst.Multiply, "/": cst.Divide, "**": cst.Power, "@": cst.MatrixMultiply, "//": cst.FloorDivide,
+}  # fmt: skip
+_ATOMS = (cst.Name, cst.Attribute, cst.Call, cst.Subscript, cst.Integer, cst.Float, cst.List, cst.Tuple, cst.Dict, cst.SimpleString)
+_HALF_MARKS = ("autocast", ".half()", "float16", "torch.half", "bfloat16", "fp16", "GradScaler")
+
+
+def operation(source: Source, node: cst.CSTNode, *wanted: str, result_is_tensor: bool = False) -> Operation | None:
+    """The call `node` as a torch operation of one of these canonical names (any, if none are given).
+
+    Set `result_is_tensor` when the place already says so (it is the input of another torch operation):
+    then a method that numpy shares (`x.sum()`, `x.var()`) is enough on a receiver of unknown kind.
+
+    A method counts when its receiver is a tensor, or is not known to be anything else in a file that
+    imports torch and the method is one that only tensors have (`x.exp()`; not `x.sum()`, `x.clip()`).
+    """
+    if not isinstance(node, cst.Call):
+        return None
+    if wanted and isinstance(node.func, cst.Attribute):  # cheap refusal before names are resolved
+        bare = node.func.attr.value.rstrip("_")
+        if not any(bare == name.rpartition(".")[2] or operations.ALIASES.get(bare) == name or bare in operations.MODULES for name in wanted):
+            parsed = operations.module_call(source, node)
+            return parsed if parsed is not None and parsed.name in wanted else operations.parse(source, node) if bare in ("expit", "logits") else None
+    parsed = operations.parse(source, node)
+    if parsed is None or (wanted and parsed.name not in wanted):
+        return None
+    if parsed.form == "method":
+        receiver = value_of(source, parsed.input)
+        if receiver.kind != "tensor" and (receiver.kind != "unknown" or not (result_is_tensor or _is_presumed_tensor(source, parsed))):
+            return None
+    return parsed
+
+
+def _is_presumed_tensor(source: Source, method: Operation) -> bool:
+    if not imports_torch(source):
+        return False
+    receiver = method.input
+    if isinstance(receiver, cst.Name) and receiver.value in ("self", "cls"):
+        return False
+    if isinstance(receiver, cst.Call):
+        full = qualified(source, receiver.func)
+        if full is not None and not full.startswith("torch."):
+            return False
+        if isinstance(receiver.func, cst.Name) and receiver.func.value[:1].isupper():
+            return False  # an instance of some class
+    name = method.name + ("_" if method.inplace else "")
+    return name in values.TENSOR_ONLY_METHODS or method.name in values.TENSOR_ONLY_METHODS or is_tensor(source, receiver)
+
+
+def imports_torch(source: Source) -> bool:
+    """Whether the file imports torch, or something of it, anywhere."""
+    memo = source.memo
+    if "imports_torch" not in memo:
+        memo["imports_torch"] = any(
+            b.kind == "import" and (b.target == "torch" or b.target.startswith("torch."))
+            for scope in source.scopes.values()
+            for bindings in scope.bindings.values()
+            for b in bindings
+        ) or any(star.startswith("torch") for star in source.star_imports)
+    return bool(memo["imports_torch"])
+
+
+def binary(node: cst.CSTNode, symbol: str) -> tuple[cst.BaseExpression, cst.BaseExpression] | None:
+    """Left and right of a binary operation with this operator."""
+    if isinstance(node, cst.BinaryOperation) and isinstance(node.operator, _OPERATORS[symbol]):
+        return node.left, node.right
+    return None
+
+
+def negated(source: Source, node: cst.BaseExpression) -> cst.BaseExpression | None:
+    """x of -x, x.neg(), torch.neg(x)."""
+    if isinstance(node, cst.UnaryOperation) and isinstance(node.operator, cst.Minus):
+        return node.expression
+    found = operation(source, node, "neg")
+    return found.input if found is not None and found.plain else None
+
+
+def one_plus(source: Source, node: cst.BaseExpression) -> cst.BaseExpression | None:
+    """x of 1 + x or x + 1."""
+    sides = binary(node, "+")
+    if sides is None:
+        return None
+    left, right = sides
+    if number(source, left, defaults=False) == 1:
+        return right
+    return left if number(source, right, defaults=False) == 1 else None
+
+
+def one_minus(source: Source, node: cst.BaseExpression) -> cst.BaseExpression | None:
+    """x of 1 - x."""
+    sides = binary(node, "-")
+    return sides[1] if sides is not None and number(source, sides[0], defaults=False) == 1 else None
+
+
+def power_of(source: Source, node: cst.BaseExpression, exponent: float) -> cst.BaseExpression | None:
+    """x of x**exponent, x.pow(exponent), torch.pow; for 2 also x.square() and x * x."""
+    sides = binary(node, "**")
+    if sides is not None:
+        return sides[0] if number(source, sides[1], defaults=False) == exponent else None
+    found = operation(source, node, "pow", "square")
+    if found is not None:
+        if found.name == "square":
+            return found.input if exponent == 2 and found.plain else None
+        return found.input if number(source, found.argument(0, "exponent"), defaults=False) == exponent else None
+    sides = binary(node, "*")
+    if exponent == 2 and sides is not None and same(source, *sides) and not _has_call(sides[0]):
+        return sides[0]
+    return None
+
+
+def _has_call(node: cst.CSTNode) -> bool:
+    return isinstance(node, cst.Call) or any(_has_call(child) for child in node.children)
+
+
+def same(source: Source, left: cst.BaseExpression, right: cst.BaseExpression) -> bool:
+    """Whether two expressions are written alike and read the same values (names not rebound between them)."""
+    if _bare(source, left) != _bare(source, right):
+        return False
+    first, last = sorted((left, right), key=source.order.__getitem__)
+    return flow.is_stable(source, first, last)
+
+
+def _bare(source: Source, node: cst.BaseExpression) -> str:
+    text = source.code(node).strip()
+    while node.lpar and text.startswith("(") and text.endswith(")"):
+        return "".join(text[len(node.lpar) : -len(node.rpar)].split())
+    return "".join(text.split())
+
+
+def operand(source: Source, node: cst.BaseExpression) -> str:
+    """The text of an expression as an operand or a receiver: in parentheses unless it needs none."""
+    text = source.code(node)
+    return text if node.lpar or (isinstance(node, _ATOMS) and not isinstance(node, (cst.Integer, cst.Float))) else f"({text})"
+
+
+def argument(source: Source, node: cst.BaseExpression) -> str:
+    """The text of an expression as a call's argument: one pair of its own parentheses is dropped where it can be."""
+    text = source.code(node)
+    if node.lpar and not isinstance(node, (cst.Tuple, cst.GeneratorExp, cst.NamedExpr, cst.Yield)) and "\n" not in text and "#" not in text:
+        return source.code(node.with_changes(lpar=node.lpar[1:], rpar=node.rpar[:-1])).strip()
+    return text
+
+
+def call_text(source: Source, found: Operation, name: str, *extra: str, alternatives: tuple[str, ...] = ()) -> tuple[str, str | None]:
+    """A call of torch operation `name` on `found.input`, in the form (method or function) that `found` has.
+
+    Returns the text and the import that it needs, if any. A method is used only where Tensor has one:
+    give `alternatives` (full names) when the operation is a function only, or for modules.
+    """
+    if found.form == "method" and not alternatives:
+        return f"{operand(source, found.input)}.{name}({', '.join(extra)})", None
+    spelling = spell(source, found.node, *(alternatives or (f"torch.{name}",)))
+    return f"{spelling.text}({', '.join((argument(source, found.input), *extra))})", spelling.needs_import
+
+
+def sibling_call(source: Source, call: cst.Call, name: str) -> tuple[cst.Call, str | None]:
+    """`call` with its function replaced by another of the same owner, arguments and layout as they stand.
+
+    `F.softmax(x, dim=1)` -> `F.log_softmax(x, dim=1)`, `x.var(0)` -> `x.std(0)`; for a bare `softmax(x)`
+    the file's spelling of torch's own `name`. Also returns the import that is needed, if any.
+    """
+    needs = None
+    if isinstance(call.func, cst.Attribute):
+        changed: cst.BaseExpression = call.func.with_changes(attr=cst.Name(name))
+    else:
+        module = (qualified(source, call.func) or "torch.").rpartition(".")[0]
+        spelling = spell(source, call, f"{module}.{name}", f"torch.{name}")
+        changed, needs = cst.parse_expression(spelling.text), spelling.needs_import
+    return call.with_changes(func=changed, lpar=(), rpar=()), needs
+
+
+_PURE_FUNCTIONS = frozenset(
+    "view reshape squeeze unsqueeze expand transpose permute flatten contiguous float double half to detach"
+    " exp log log1p expm1 sqrt abs tanh sigmoid "
+    "softmax log_softmax softplus relu clamp sum mean amax amin max min pow square neg add sub mul div matmul mm bmm einsum cat stack where norm "
+    "logsumexp type_as chunk split size cos sin".split()
+)
+
+
+def is_pure(source: Source, node: cst.CSTNode) -> bool:
+    """Whether evaluating the expression twice is the same as once: no call but of plain torch functions (dropout and layers are not)."""
+    if isinstance(node, (cst.Await, cst.Yield, cst.NamedExpr, cst.Lambda)):
+        return False
+    if isinstance(node, cst.Call):
+        found = operations.parse(source, node)
+        if found is None or found.name not in _PURE_FUNCTIONS or found.inplace:
+            return False
+    return all(is_pure(source, child) for child in node.children)
+
+
+def reuse(source: Source, expression: cst.BaseExpression, suggestion: str) -> tuple[str, tuple[Edit, ...]]:
+    """Text that gives the value of `expression` at a later place, and the edits that make it available.
+
+    A pure expression is written again. Anything else (a layer, dropout) is taken out of its statement
+    into a new local name, so that it still runs once.
+
+    Raises:
+        Unfixable: the statement is not a plain one, so that nothing can be put before it.
+    """
+    if is_pure(source, expression):
+        return source.code(expression), ()
+    statement = source.statement_of(expression)
+    if not isinstance(statement, cst.SimpleStatementLine) or len(statement.body) != 1 or not isinstance(statement.body[0], cst.Assign):
+        raise Unfixable("the value would be computed twice")
+    scope = source.scope_of(expression)
+    name = suggestion
+    while scope.lookup(name) is not None or re.search(rf"\b{name}\b", source.text):
+        name += "_"
+    return name, (AddLines(statement, (f"{name} = {argument(source, expression)}",), "before"), Replace(expression, name))
+
+
+def is_half_in_sight(source: Source) -> bool:
+    """Whether half precision may be in play: `--dtype float16`, or half or autocast in the file."""
+    if source.settings.dtype is not None:
+        return source.settings.dtype in ("float16", "half", "fp16")
+    return any(mark in source.text for mark in _HALF_MARKS)

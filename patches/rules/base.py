@@ -1,0 +1,72 @@
+"""What a rule is: a code, what it looks at, and what it makes of one node."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import libcst as cst
+
+from patches.edits import AddImport, Edit, Replace
+from patches.findings import FINDINGS, Finding, FixSafety
+from patches.source import Source
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hit:
+    """One finding in a file, before it has a position.
+
+    `edits` is the fix, empty when there is none here. `safety` says how far this fix may be trusted:
+    a rule may be safe in one form and unsafe or display-only in another. `also` names nodes besides
+    `node` whose firing at run time means this finding (the `exp` that a bound on a log-variance cures).
+    """
+
+    node: cst.CSTNode
+    message: str
+    edits: tuple[Edit, ...] = ()
+    safety: FixSafety = "display"
+    also: tuple[cst.CSTNode, ...] = ()
+
+
+class AbstractRule(ABC):
+    """A rule. Its docstring is its page: What it finds, Why it is bad, Example, Use instead, Fix safety, References.
+
+    Class attributes:
+        code: the finding's code in `patches.findings`.
+        triggers: a file is looked at only if it holds one of these strings.
+        nodes: the node types `check` is called with.
+        revision: raised when a change of the rule changes what it reports; a pinned rule set keeps the old one.
+    """
+
+    code: ClassVar[str]
+    triggers: ClassVar[tuple[str, ...]]
+    nodes: ClassVar[tuple[type[cst.CSTNode], ...]]
+    revision: ClassVar[int] = 1
+
+    @property
+    def finding(self) -> Finding:
+        """The catalogue's entry."""
+        return FINDINGS[self.code]
+
+    @abstractmethod
+    def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:
+        """The hits at `node`; nothing whenever the rule is not sure."""
+
+    def hit(
+        self,
+        node: cst.CSTNode,
+        *edits: Edit,
+        message: str | None = None,
+        safety: FixSafety | None = None,
+        also: tuple[cst.CSTNode, ...] = (),
+    ) -> Hit:
+        """A hit with the catalogue's words and safety unless others are given."""
+        finding = self.finding
+        return Hit(node, message or f"{finding.summary}; {finding.remedy}", edits, safety or (finding.fix if edits else "display"), also)
+
+
+def replace_with(node: cst.CSTNode, text: str, *imports: str | None) -> tuple[Edit, ...]:
+    """The edits that put `text` in place of `node` and add the imports it needs (None: none)."""
+    return (Replace(node, text), *(AddImport(line) for line in imports if line is not None))

@@ -1,0 +1,36 @@
+"""What a run of `patches` was asked to do: one immutable value, read by rules and runner alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+BoundStyle = Literal["returning", "clamp"]
+"""`returning`: a bound made of softplus whose gradient never vanishes; `clamp`: the plain clamp."""
+
+HALF = ("float16", "half", "fp16")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Options that change what rules find or write.
+
+    Args:
+        dtype: the dtype the code will run in, None when unknown (float16, bfloat16, float32, float64).
+        target_torch: the oldest torch the code must run on, as (major, minor); None when unknown.
+        bound: how NS201 bounds a log-variance.
+        select: codes or prefixes to turn on (`AUDIT`: the founding audit's list); empty means the defaults.
+        ignore: codes or prefixes to turn off; wins over `select`.
+        unsafe: whether fixes that may change a finite value are offered for writing.
+        per_file_ignores: glob pattern to codes or prefixes.
+        ruleset: PEP 440 specifier of the rule set; empty means the newest.
+    """
+
+    dtype: str | None = None
+    target_torch: tuple[int, int] | None = None
+    bound: BoundStyle = "returning"
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    unsafe: bool = False
+    per_file_ignores: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ruleset: str = ""
