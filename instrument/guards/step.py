@@ -1,0 +1,272 @@
+"""Every optimizer's step (NS506, NS507, NS508): non-finite gradients are kept out, large ones clipped, a spoilt update taken back.
+
+The gradients are judged once, by one norm: it is finite if and only if every gradient is. A step that is skipped is not called at all, so
+neither parameters nor optimizer state nor counters inside it move. With a closure the gradients exist only inside the step: there the
+step runs on a copy that is put back if it ends non-finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from instrument.callsite import user_frame
+from instrument.guards.base import Function, Spelling, is_compiling, mimic
+from instrument.guards.step_snapshot import StepSnapshot
+from instrument.runtime import FLOATS, RUNTIME
+from latent_drift.errors import GiveUpError, NumericalError
+from latent_drift.numerics.finite import is_finite, nonfinite_positions
+from latent_drift.numerics.gradients import (
+    GradientHistory,
+    clip_adaptively_,
+    clip_by_global_norm_,
+    clip_by_value_,
+    global_norm,
+    zero_nonfinite_,
+)
+
+# Optimizers that are stepping now, by id: one that calls super().step() is judged once.
+_STEPPING: set[int] = set()
+
+
+def stand_in(raw_step: Function, owner: type) -> Function:
+    """A class's `step` with the judgement around it.
+
+    torch wraps `step` itself when the first instance of a class is built (that is what calls the step hooks); a class that it has not met
+    yet gets that wrapping here, so that hooks work inside the block as they do outside.
+    """
+    run_step = raw_step if getattr(raw_step, "hooked", False) else Optimizer.profile_hook_step(raw_step)
+
+    @mimic(raw_step, Spelling(owner, "step", "step"))
+    def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        if not RUNTIME.active or is_compiling() or id(self) in _STEPPING:
+            return run_step(self, *args, **kwargs)
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return run_step(self, *args, **kwargs)
+        _STEPPING.add(id(self))
+        try:
+            return _judged_step(self, run_step, args, kwargs)
+        finally:
+            _STEPPING.discard(id(self))
+
+    step.hooked = True  # type: ignore[attr-defined]
+    return step
+
+
+def _judged_step(optimizer: Optimizer, run_step: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    run = RUNTIME.run
+    run.read_deferred()
+    closure = args[0] if args else kwargs.get("closure")
+    if callable(closure):
+        result, skipped = _with_closure(optimizer, run_step, closure, args, kwargs)
+    else:
+        result, skipped = _without_closure(optimizer, run_step, args, kwargs)
+    run.step_finished(optimizer, skipped=skipped)
+    if skipped and run.tally.skipped_in_a_row >= run.config.gradient.max_consecutive_skips:
+        raise GiveUpError(
+            f"{run.tally.skipped_in_a_row} optimizer steps in a row had to be skipped because their gradients were not finite: going on would only spin. "
+            "The events say where the first bad number came from; mend that line, lower the learning rate, or raise gradient.max_consecutive_skips."
+        )
+    return result
+
+
+# Without a closure: the gradients are there ---------------------------------------------------------------------------
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _without_closure(optimizer: Optimizer, run_step: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
+    run = RUNTIME.run
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = _true_norm(optimizer, gradients)
+    if not math.isfinite(norm) and not _scaler_decides(optimizer):
+        run.arm_fired()
+        policy = run.config.gradient.nonfinite if run.policy.act else "record"
+        _note_nonfinite(optimizer, policy)
+        if policy == "raise":
+            raise NumericalError("a gradient is not finite when the optimizer is about to step, and gradient.nonfinite is 'raise'; the event log names it")
+        if policy == "skip":
+            return None, True
+        if policy == "zero":
+            zero_nonfinite_(gradients)
+            norm = _true_norm(optimizer, gradients)
+    if run.policy.act and math.isfinite(norm):
+        _clip(optimizer, gradients, norm)
+    if not run.policy.act or not _is_risky(optimizer, norm):
+        return run_step(optimizer, *args, **kwargs), False
+    return _checked_update(optimizer, run_step, args, kwargs)
+
+
+def _grad_scale(optimizer: Optimizer) -> float:
+    """The factor that the gradients still carry: a GradScaler hands it to fused optimizers, which unscale inside their step."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return float(scale) if isinstance(scale, Tensor) and scale.numel() == 1 else 1.0
+
+
+def _scaler_decides(optimizer: Optimizer) -> bool:
+    """A GradScaler that hands `found_inf` to the step makes it skip by itself: its search for a scale is no anomaly."""
+    return isinstance(getattr(optimizer, "found_inf", None), Tensor)
+
+
+def _true_norm(optimizer: Optimizer, gradients: Sequence[Tensor]) -> float:
+    return global_norm(gradients) / _grad_scale(optimizer)
+
+
+def _clip(optimizer: Optimizer, gradients: list[Tensor], norm: float) -> None:
+    run = RUNTIME.run
+    clip = run.config.gradient.clip
+    scale = _grad_scale(optimizer)
+    threshold = ""
+    if clip.kind == "none":
+        return
+    if clip.kind == "norm":
+        order = float(clip.norm_type)
+        if order == 2.0 and norm <= clip.max_norm:
+            return
+        outcome = clip_by_global_norm_(gradients, clip.max_norm * scale, order, norm=norm * scale if order == 2.0 else None)
+        threshold = f"{clip.max_norm:.6g}"
+    elif clip.kind == "value":
+        outcome = clip_by_value_(gradients, clip.max_value * scale, norm=norm * scale)
+        threshold = f"{clip.max_value:.6g} an element"
+    elif clip.kind == "agc":
+        if scale != 1.0:
+            return  # the ratio to the weights is only known once the gradients are unscaled, inside a fused step
+        outcome = clip_adaptively_(_parameters(optimizer), clip.clipping, clip.eps)
+        threshold = f"{clip.clipping:.6g} of each unit's weight norm"
+    else:
+        history = run.history(optimizer, clip.history)
+        limit = _history_limit(clip, history)
+        history.record(norm)
+        if norm <= limit:
+            return
+        outcome = clip_by_global_norm_(gradients, limit * scale, norm=norm * scale)
+        threshold = f"{limit:.6g} ({clip.kind} of the last {len(history)} steps)"
+    if outcome.clipped:
+        run.tally.clipped += 1
+        run.note("NS507", "clipped", "step", message=f"gradient norm {norm:.4g} clipped to {threshold}")
+
+
+def _history_limit(clip: Any, history: GradientHistory) -> float:
+    ceiling = math.inf if clip.max_norm is None else float(clip.max_norm)
+    if len(history) < clip.warmup:
+        return ceiling
+    found = history.percentile(clip.percentile) if clip.kind == "adaptive_percentile" else history.zscore_threshold(clip.threshold)
+    return min(ceiling, found) if found > 0.0 else ceiling
+
+
+_DONE = {"skip": ("skipped", "the step was skipped"), "zero": ("zeroed", "those elements were set to 0"), "record": ("observed", "nothing was altered")}
+
+
+def _note_nonfinite(optimizer: Optimizer, policy: str) -> None:
+    with_gradient = [p for p in _parameters(optimizer) if p.grad is not None]
+    gradients = [p.grad for p in with_gradient if p.grad is not None]
+    bad = nonfinite_positions(gradients)
+    action, said = _DONE.get(policy, ("observed", "an exception is raised"))
+    names = parameter_names([with_gradient[i] for i in bad[:3]])
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    RUNTIME.run.note(
+        "NS506",
+        action,  # type: ignore[arg-type]
+        "step",
+        x=gradients[bad[0]] if bad else None,
+        message=f"the gradient of {len(bad)} of {len(gradients)} parameters is not finite ({', '.join(names)}{more}); {said}",
+    )
+
+
+def parameter_names(parameters: Sequence[Tensor]) -> list[str]:
+    """What a person calls these tensors: the path in a model that a running frame can see, else their shape. For reports only."""
+    wanted = {id(p): None for p in parameters}
+    names: dict[int, str] = {}
+    frame = user_frame()
+    while frame is not None and len(names) < len(wanted):
+        for label, value in [*frame.f_locals.items(), *frame.f_globals.items()]:
+            if isinstance(value, nn.Module):
+                for name, parameter in value.named_parameters():
+                    if id(parameter) in wanted:
+                        names.setdefault(id(parameter), name)
+            elif id(value) in wanted:
+                names.setdefault(id(value), label)
+        frame = frame.f_back
+    return [names.get(id(p), f"a parameter of shape {tuple(p.shape)}") for p in parameters]
+
+
+# The update itself ----------------------------------------------------------------------------------------------------
+
+
+def _is_risky(optimizer: Optimizer, norm: float) -> bool:
+    """Whether this step could spoil a parameter although its gradients are finite.
+
+    torch's own optimizers cannot with ordinary numbers in float32 and float64: what remains is state that was loaded bad, a half-precision
+    parameter (an eps that is 0 there), an eps of 0, and a learning rate or gradient near the dtype's end. Of other optimizers nothing is known.
+    """
+    if type(optimizer).__module__.partition(".")[0] != "torch" or not math.isfinite(norm):
+        return True
+    if RUNTIME.run.is_first_step(optimizer) and any(not is_finite(v) for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)):
+        return True
+    for group in optimizer.param_groups:
+        rate = group.get("lr", 0.0)
+        if isinstance(rate, Tensor) and not rate.is_cpu:
+            rate = 1.0  # not worth a read from the device
+        if not abs(float(rate)) * max(norm, 1.0) < 1e12 or group.get("eps", 1.0) == 0:
+            return True
+        params = group["params"]
+        if params and params[0].dtype in FLOATS and params[0].dtype.itemsize == 2:
+            return True
+    return False
+
+
+def _checked_update(optimizer: Optimizer, run_step: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
+    """Step on a copy of parameters and state that is put back if a parameter that was finite no longer is."""
+    snapshot = StepSnapshot(optimizer)
+    result = run_step(optimizer, *args, **kwargs)
+    parameters = _parameters(optimizer)
+    if math.isfinite(global_norm([p.detach() for p in parameters])):
+        return result, False
+    spoilt = [p for p, before in zip(parameters, snapshot.parameters, strict=True) if not is_finite(p) and is_finite(before)]
+    if not spoilt:
+        return result, False
+    snapshot.restore()
+    rates = sorted({float(group["lr"]) for group in optimizer.param_groups if "lr" in group})
+    RUNTIME.run.note(
+        "NS508",
+        "skipped",
+        "step",
+        x=spoilt[0],
+        message=f"{type(optimizer).__name__} (learning rate {', '.join(f'{r:g}' for r in rates) or 'unknown'}) made {len(spoilt)} parameters non-finite "
+        f"({', '.join(parameter_names(spoilt[:3]))}); parameters and optimizer state were put back",
+    )
+    return result, True
+
+
+# With a closure: gradients exist only inside --------------------------------------------------------------------------
+
+
+def _with_closure(
+    optimizer: Optimizer, run_step: Function, closure: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, bool]:
+    """Run the step; put everything back if it ended non-finite. A line search may visit bad points and return: only the end counts.
+
+    LBFGS builds its curvature from differences of gradients, so they are clipped only for optimizers that take one gradient at a time.
+    """
+    if not RUNTIME.run.policy.act:
+        return run_step(optimizer, *args, **kwargs), False
+    if isinstance(optimizer, torch.optim.LBFGS):
+        return _checked_update(optimizer, run_step, args, kwargs)
+
+    def clipped_closure() -> Any:
+        loss = closure()
+        gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
+        norm = _true_norm(optimizer, gradients)
+        if math.isfinite(norm):
+            _clip(optimizer, gradients, norm)
+        return loss
+
+    args, kwargs = ((clipped_closure, *args[1:]), kwargs) if args else (args, {**kwargs, "closure": clipped_closure})
+    return _checked_update(optimizer, run_step, args, kwargs)

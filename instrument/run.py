@@ -1,0 +1,232 @@
+"""One guarded run: its config, its events, its step count, and what has to be remembered between guards."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from instrument.callsite import module_path, user_site
+from instrument.events import Action, Event, EventLog, Site, write_jsonl
+from instrument.guards.exp import bounds_by_op, thresholds_by_op
+from instrument.policy import Policy
+from instrument.report.terminal import summary_table
+from latent_drift.config import StabilityConfig
+from latent_drift.numerics.finite import summarise
+from latent_drift.numerics.gradients import GradientHistory
+from patches.findings import FINDINGS
+
+
+@dataclass(frozen=True, slots=True)
+class _Deferred:
+    """A flag that is still on its device: read together with the others, once a step."""
+
+    flag: Tensor
+    code: str
+    action: Action
+    op: str
+    site: Site | None
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of a run: optimizer steps taken, skipped, skipped in a row, and clipped."""
+
+    steps: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    clipped: int = 0
+
+
+class Run:
+    """What `with stable() as run` gives: `run.events`, `run.summary()`, `run.save(folder)`.
+
+    It fills while the block is open and stays readable afterwards.
+    """
+
+    def __init__(self, config: StabilityConfig) -> None:
+        self.config = config
+        self.policy = Policy(config)
+        self.log = EventLog(config.anomaly.max_events)
+        self.tally = Tally()
+        self.intercepted: tuple[str, ...] = ()
+        self.foreign_patches: tuple[str, ...] = ()
+        self._armed: set[tuple[str, int]] = set()
+        self._fired: set[tuple[str, int]] = set()
+        self._deferred: list[_Deferred] = []
+        self._lock = threading.Lock()
+        self.exp_bounds = bounds_by_op(self.policy, tight=False)
+        self.exp_threshold = thresholds_by_op(self.exp_bounds)
+        self.smallest_exp_bound = self.exp_bounds
+        self._histories: WeakKeyDictionary[torch.optim.Optimizer, GradientHistory] = WeakKeyDictionary()
+        self._optimizer_steps: WeakKeyDictionary[torch.optim.Optimizer, int] = WeakKeyDictionary()
+
+    # What guards call -------------------------------------------------------------------------------------------------
+
+    def site(self) -> Site | None:
+        """The line of the user's own code that is running."""
+        return user_site()
+
+    def note(
+        self,
+        code: str,
+        action: Action,
+        op: str,
+        *,
+        message: str,
+        site: Site | None = None,
+        x: Tensor | None = None,
+        parameter: str | None = None,
+        fired: bool = False,
+    ) -> Event:
+        """Record one occurrence, at the user's line that is running unless another is given.
+
+        Args:
+            x: the tensor whose dtype, shape and range the event shows. It is read only for the first occurrence at a line.
+            fired: this guard made or found a bad number in the forward pass: should the step fail all the same, the line is guarded more tightly.
+        """
+        site = site if site is not None else self.site()
+        if fired and site is not None:
+            self._fired.add((site.file, site.line))
+        facts: dict[str, Any] = {}
+        if x is not None and not self.log.known((code, action, op, site and site.file, site and site.line, parameter)):
+            seen = summarise(x)
+            facts = {"dtype": seen.dtype, "shape": seen.shape, "minimum": seen.minimum, "maximum": seen.maximum, "nan": seen.nan}
+            facts |= {"inf": seen.posinf + seen.neginf, "module": module_path()}
+        return self.log.record(
+            Event(
+                code=code,
+                name=FINDINGS[code].name,
+                action=action,
+                op=op,
+                file=site.file if site else None,
+                line=site.line if site else None,
+                function=site.function if site else None,
+                source=site.source if site else None,
+                message=message,
+                step=self.tally.steps,
+                parameter=parameter,
+                config_version=self.config.version,
+                config_sha256=self.config.sha256,
+                config_digest=self.config.digest,
+                profile=self.config.profile,
+                **facts,
+            )
+        )
+
+    def is_armed(self, site: Site | None) -> bool:
+        """True if this line made a bad number that the ordinary bound did not stop from spoiling a step."""
+        return bool(self._armed) and site is not None and (site.file, site.line) in self._armed
+
+    def arm_fired(self) -> None:
+        """A loss or gradient came out non-finite although guards acted in the forward pass: bound those lines more tightly from now on."""
+        new = self._fired - self._armed
+        if new:
+            self._armed |= new
+            self.smallest_exp_bound = bounds_by_op(self.policy, tight=True)
+            self.exp_threshold = thresholds_by_op(self.smallest_exp_bound)
+
+    def defer(self, flag: Tensor, code: str, action: Action, op: str, site: Site | None, x: Tensor) -> None:
+        """Keep a flag on its device until the step reads all of them at once."""
+        if site is not None:
+            self._fired.add((site.file, site.line))
+        self._deferred.append(_Deferred(flag, code, action, op, site, str(x.dtype).removeprefix("torch."), tuple(x.shape)))
+        if len(self._deferred) >= 4096:
+            self.read_deferred()
+
+    def read_deferred(self) -> None:
+        """Read the flags left on devices, in one transfer for each device, and record those that are set."""
+        if not self._deferred:
+            return
+        with self._lock:
+            pending, self._deferred = self._deferred, []
+        by_device: dict[torch.device, list[_Deferred]] = {}
+        for item in pending:
+            by_device.setdefault(item.flag.device, []).append(item)
+        for items in by_device.values():
+            for item, is_set in zip(items, torch.stack([i.flag for i in items]).tolist(), strict=True):
+                if is_set:
+                    self.note(item.code, item.action, item.op, site=item.site, message=f"{item.op} on {item.dtype}{list(item.shape)}: found on the device")
+
+    def step_finished(self, optimizer: torch.optim.Optimizer, *, skipped: bool) -> None:
+        """Count a step; with several optimizers a step of the run is the most that any of them took."""
+        count = self._optimizer_steps.get(optimizer, 0) + 1
+        self._optimizer_steps[optimizer] = count
+        tally = self.tally
+        tally.steps = max(tally.steps, count)
+        self._fired.clear()
+        if skipped:
+            tally.skipped += 1
+            tally.skipped_in_a_row += 1
+        else:
+            tally.skipped_in_a_row = 0
+
+    def is_first_step(self, optimizer: torch.optim.Optimizer) -> bool:
+        """True until `optimizer` has finished a step in this run."""
+        return optimizer not in self._optimizer_steps
+
+    def history(self, optimizer: torch.optim.Optimizer, length: int) -> GradientHistory:
+        """The gradient norms of this optimizer's steps in this run."""
+        if optimizer not in self._histories:
+            self._histories[optimizer] = GradientHistory(length)
+        return self._histories[optimizer]
+
+    # What people read -------------------------------------------------------------------------------------------------
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """Every distinct event so far, in the order of first occurrence, each with its count."""
+        self.read_deferred()
+        return tuple(self.log)
+
+    @property
+    def interventions(self) -> int:
+        """How many times a number was altered."""
+        return sum(event.count for event in self.events if event.repaired)
+
+    def summary(self) -> str:
+        """A table for the terminal: what was done, where, how often."""
+        return summary_table(self.events, self.facts())
+
+    def facts(self) -> dict[str, Any]:
+        """Counts and identity of the run, as in summary.json."""
+        return {
+            "config": self.config.identity,
+            "version": self.config.version,
+            "sha256": self.config.sha256,
+            "digest": self.config.digest,
+            "profile": self.config.profile,
+            "overrides": dict(_plain_items(self.config.overrides)),
+            **asdict(self.tally),
+            "events": len(self.log),
+            "events_dropped": self.log.dropped,
+            "interventions": self.interventions,
+            "intercepted": len(self.intercepted),
+            "torch": torch.__version__,
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write events.jsonl and summary.json into `folder` (made if missing); returns the folder."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        write_jsonl(self.events, target / "events.jsonl")
+        partial = target / "summary.json.partial"
+        partial.write_text(json.dumps(self.facts(), indent=2, default=str) + "\n", encoding="utf-8")
+        partial.replace(target / "summary.json")
+        return target
+
+    def __repr__(self) -> str:
+        return f"<Run {self.config.identity}: {self.tally.steps} steps, {len(self.log)} events, {self.interventions} interventions>"
+
+
+def _plain_items(mapping: Any) -> Iterator[tuple[str, Any]]:
+    return ((str(key), value) for key, value in mapping.items())

@@ -1,0 +1,61 @@
+"""What a guard asks while it runs: is anybody guarding, by which numbers, and is this tensor one that a guard may look at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from latent_drift.numerics.limits import FLOAT_DTYPES
+
+if TYPE_CHECKING:
+    from instrument.run import Run
+
+
+class Runtime:
+    """The one mutable place that guards read.
+
+    `active` is False when no `stable()` block is open: stand-ins that somebody still holds then only call through.
+    `run` is the innermost open block's; `bounds` its argument bounds for code under compilation, None where nothing may be altered.
+    """
+
+    __slots__ = ("active", "bounds", "run")
+
+    def __init__(self) -> None:
+        self.active = False
+        self.run: Run = None  # type: ignore[assignment]  # read only while active
+        self.bounds: dict[str, dict[torch.dtype, float]] | None = None
+
+
+RUNTIME = Runtime()
+
+FLOATS = frozenset(FLOAT_DTYPES)
+PLAIN_TYPES: frozenset[type] = frozenset({Tensor, nn.Parameter})
+
+_dispatch_keys = torch._C._dispatch_keys
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_tracing = torch._C._get_tracing_state
+function_modes = torch._C._is_torch_function_mode_enabled
+"""True while a TorchFunctionMode is on (a default device is one): a guard's own reads then go past it."""
+without_function_modes = torch._C.DisableTorchFunction
+
+
+def _plain_key_sets() -> frozenset[int]:
+    """The dispatch keys of ordinary dense tensors. Anything else (sparse, nested, quantised, fake, meta, a functorch or Python wrapper, a lazy
+    conjugate) has others, so one integer tells them apart."""
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    kinds = []
+    for device in devices:
+        kinds.append(torch.empty(0, device=device))
+        with torch.inference_mode():
+            kinds.append(torch.empty(0, device=device))
+    return frozenset(_dispatch_keys(x).raw_repr() for x in kinds)
+
+
+_PLAIN = _plain_key_sets()
+
+
+def is_plain(x: Any) -> bool:
+    """True for a dense tensor of a real floating dtype that no tracer, transform, mode or subclass is watching: the only kind a guard looks at."""
+    return type(x) in PLAIN_TYPES and x.dtype in FLOATS and _dispatch_keys(x).raw_repr() in _PLAIN and not _dispatch_modes() and _tracing() is None
