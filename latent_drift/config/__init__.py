@@ -9,8 +9,10 @@ explain("~=1.0")                           where each value came from
 
 from __future__ import annotations
 
+from latent_drift.config.active import active, using, using_everywhere
 from latent_drift.config.catalogue import Release, installed
 from latent_drift.config.compare import Difference, compare, compare_saved, describe_differences
+from latent_drift.config.explain import Explanation, explain
 from latent_drift.config.load import load
 from latent_drift.config.v1 import DTYPES, SCHEMA_VERSION, StabilityConfig, dtype_name
 
@@ -18,14 +20,19 @@ __all__ = [
     "DTYPES",
     "SCHEMA_VERSION",
     "Difference",
+    "Explanation",
     "Release",
     "StabilityConfig",
+    "active",
     "available",
     "compare",
     "compare_saved",
     "describe_differences",
     "dtype_name",
+    "explain",
     "load",
+    "using",
+    "using_everywhere",
 ]
 
 

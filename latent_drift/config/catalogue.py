@@ -136,7 +136,8 @@ class Catalogue:
             listing = ", ".join(str(release) for release in self.releases())
             nearest = min(self.versions, key=lambda version: _distance(version, specifier))
             raise ConfigError(
-                f"no stability config satisfies {pin!r}. Available: {listing}. Nearest: {nearest}; pin it with {nearest!r}, or upgrade latent-drift for newer ones."
+                f"no stability config satisfies {pin!r}. Available: {listing}. Nearest: {nearest}. "
+                f"Pin {nearest!r}, or upgrade latent-drift for newer ones."
             )
         return max((self.release(version) for version in matching), key=_preference)
 

@@ -18,6 +18,7 @@ class FrozenMapping(Mapping[str, Any]):
     """
 
     __slots__ = ("_items",)
+    _items: dict[str, Any]
 
     def __init__(self, items: Mapping[str, Any] | None = None) -> None:
         object.__setattr__(self, "_items", {str(key): freeze(value) for key, value in (items or {}).items()})

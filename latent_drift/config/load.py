@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def load(source: Source | None = None, *, profile: str | None = None, **override
 
 def statements(source: Source | None, profile: str | None, overrides: Mapping[str, Any]) -> list[Statement]:
     """What every source that matters says, the earliest first; none before one that settles the matter."""
-    said = [_from_argument(source, profile, overrides)]
+    said = [argument_statement(source, profile, overrides)]
     for look in (sources.from_environment, sources.from_project):
         if said[0].settles:
             break
@@ -64,7 +64,12 @@ def statements(source: Source | None, profile: str | None, overrides: Mapping[st
     return [statement for statement in said if not statement.is_empty]
 
 
-def _from_argument(source: Source | None, profile: str | None, overrides: Mapping[str, Any]) -> Statement:
+def argument_statement(source: Source | None, profile: str | None, overrides: Mapping[str, Any]) -> Statement:
+    """What the arguments of a call say.
+
+    Raises:
+        ConfigError: a file, mapping, profile or override is none that a config can have.
+    """
     origin = "argument"
     if source is None:
         said = Statement(origin)
@@ -122,16 +127,25 @@ class Foundation:
         about = {name: value for name, value in saved.document().items() if name in StabilityConfig.IDENTITY}
         return cls(about, saved.values(), {saved.profile: {}}, saved.profile, f"saved config (its release {saved.version} is not installed)")
 
-    def config(self, profile: str, layers: Iterable[Mapping[str, Any]] = (), where: str = "") -> StabilityConfig:
-        """The config of a profile under layers of overrides, which it records as far as they change anything."""
-        plain = _validated({**self.about, "profile": profile, **lay_over(self.base, self.profiles[profile])}, where or self.origin)
-        layers = tuple(layers)
+    def config(self, profile: str, layers: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> StabilityConfig:
+        """The config of a profile under layers of overrides (origin, values), which it records as far as they change anything.
+
+        Raises:
+            ConfigError: the outcome is no config; the message names the first layer that made it so.
+        """
+        values: dict[str, Any] = lay_over(self.base, self.profiles[profile])
+        about = {**self.about, "profile": profile}
+        plain = _validated({**about, **values}, self.origin)
         if not layers:
             return plain
-        values: dict[str, Any] = lay_over(self.base, self.profiles[profile])
-        for layer in layers:
-            values = lay_over(values, layer)
-        config = _validated({**self.about, "profile": profile, **values}, where or self.origin)
+        for _, change in layers:
+            values = lay_over(values, change)
+        try:
+            config = _validated({**about, **values}, layers[-1][0])
+        except ConfigError:
+            if len(layers) > 1:
+                self.config(profile, layers[:-1])  # raises where an earlier layer is to blame
+            raise
         changed = {difference.path: difference.after for difference in compare(plain, config) if difference.only_in != "before"}
         return config.model_copy(update={"overrides": FrozenMapping({**plain.overrides, **changed})})
 
@@ -145,6 +159,12 @@ class Resolution:
     """What the sources said, the earliest first."""
     origins: Mapping[str, str]
     """Dotted path -> where its value came from."""
+    release_paths: frozenset[str]
+    """The paths whose value is the release's own, before profile and overrides."""
+
+    def is_of_release(self, path: str) -> bool:
+        """Whether the value there is the release's own."""
+        return path in self.release_paths
 
 
 def resolve(said: Iterable[Statement], catalogue: Catalogue | None = None) -> Resolution:
@@ -160,12 +180,13 @@ def resolve(said: Iterable[Statement], catalogue: Catalogue | None = None) -> Re
     foundation, layers = _foundation(said[settling] if settling is not None else None, catalogue)
     layers += [(statement.origin, statement.overrides) for statement in relevant if statement.overrides]
     named = [statement for statement in relevant if statement.profile is not None]
-    profile = named[-1].profile if named else foundation.profile
+    profile = str(named[-1].profile) if named else foundation.profile
     where = relevant[-1].origin if relevant else "package default"
     if profile not in foundation.profiles:
-        raise ConfigError(_unknown_profile(where, str(profile), foundation))
-    config = foundation.config(profile, [change for _, change in layers], where)
-    return Resolution(config, said, _origins(foundation, profile, named[-1].origin if named else "default", layers, config))
+        raise ConfigError(_unknown_profile(where, profile, foundation))
+    config = foundation.config(profile, layers)
+    origins = _origins(foundation, profile, named[-1].origin if named else "its default", layers, config)
+    return Resolution(config, said, origins, frozenset(path for path, origin in origins.items() if origin == foundation.origin))
 
 
 def _foundation(statement: Statement | None, catalogue: Catalogue) -> tuple[Foundation, list[tuple[str, Mapping[str, Any]]]]:
@@ -215,7 +236,7 @@ def _origins(
     """Which layer each leaf of the config came from: the last one that names it."""
     given = [
         (foundation.origin, foundation.base),
-        (f"profile {profile} ({profile_origin}) of {foundation.origin}", foundation.profiles[profile]),
+        (f"{foundation.origin}, profile {profile} ({profile_origin})", foundation.profiles[profile]),
         *layers,
     ]
     values: dict[str, Any] = {}
@@ -236,10 +257,12 @@ def _validated(document: Mapping[str, Any], where: str) -> StabilityConfig:
 
 
 def _hash_mismatch(origin: str, expected: str, release: Release) -> str:
-    return (
-        f"{origin}: sha256: config {release.version} was pinned with {expected}, the installed {release} has {release.sha256}: they are not the same values. "
-        f"{'Drafts move until they are released; pin again (latent-drift config lock).' if release.draft else 'Reinstall latent-drift, or find out who changed the pin.'}"
+    advice = (
+        "A draft moves until it is released: pin it again (latent-drift config lock)."
+        if release.draft
+        else "Reinstall latent-drift, or find out which of the two was changed."
     )
+    return f"{origin}: sha256: expected {expected}, but the installed config {release} has {release.sha256}. {advice}"
 
 
 def _unknown_profile(origin: str, profile: str, foundation: Foundation) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from latent_drift.config import v0
 from latent_drift.config.v1 import SCHEMA_VERSION
 from latent_drift.errors import ConfigError
 
-MIGRATIONS: dict[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {}
+MIGRATIONS: dict[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {0: v0.to_v1}
 """Schema version -> the function that makes the next version's document."""
 
 

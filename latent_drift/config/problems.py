@@ -14,18 +14,19 @@ _SHOWN = 60
 """Characters of a refused value that a message repeats."""
 
 
-def describe(error: ValidationError, document: Mapping[str, Any], where: str) -> str:
+def describe(error: ValidationError, document: Mapping[str, Any], where: str, model: type[BaseModel] = StabilityConfig) -> str:
     """Every problem that pydantic found in `document`, one a line below a head line that says where.
 
     The path is the document's own: tags that pydantic puts between the keys of a union are left out.
     """
-    by_path: dict[str, list[str]] = {}
+    by_path: dict[str, tuple[list[str], Any]] = {}
     for problem in error.errors(include_url=False, include_context=False):
         path, given = _place(problem["loc"], document)
-        text = _sentence(problem["type"], problem["msg"], path, given, problem["loc"])
-        if text not in by_path.setdefault(path, []):
-            by_path[path].append(text)
-    lines = [f"{path or 'the document'}: {' or '.join(texts)}" for path, texts in by_path.items()]
+        texts, _ = by_path.setdefault(path, ([], given))
+        text = _sentence(problem["type"], problem["msg"], path, given, model)
+        if text not in texts:
+            texts.append(text)
+    lines = [f"{path or 'the document'}: {' or '.join(texts)}{_got(given)}" for path, (texts, given) in by_path.items()]
     if len(lines) == 1:
         return f"{where}: {lines[0]}"
     return f"{where}: {len(lines)} problems\n" + "\n".join(f"  {line}" for line in lines)
@@ -44,7 +45,7 @@ def _place(loc: tuple[int | str, ...], document: Any) -> tuple[str, Any]:
             if element in here:
                 keys.append(str(element))
                 here = here[element]
-            elif step == len(loc) - 1:
+            elif step == len(loc) - 1 and here.get(KIND) != element:
                 keys.append(str(element))
                 here = _Absent
             # otherwise the tag of a union, which is no key of the document
@@ -56,25 +57,32 @@ def _place(loc: tuple[int | str, ...], document: Any) -> tuple[str, Any]:
     return ".".join(keys), here
 
 
-def _sentence(kind: str, message: str, path: str, given: Any, loc: tuple[int | str, ...]) -> str:
+def _sentence(kind: str, message: str, path: str, given: Any, model: type[BaseModel]) -> str:
     if kind == "extra_forbidden":
-        return unknown_key(path)
+        return unknown_key(path, known_paths(model))
     if kind == "missing":
         return "missing"
     if kind == "union_tag_not_found":
         return f"missing {KIND}: one of {', '.join(_kinds(path))}"
     if kind == "union_tag_invalid":
         return f"unknown {KIND} {given.get(KIND)!r}; expected one of {', '.join(_kinds(path))}"
+    if kind in {"model_type", "model_attributes_type", "dict_type"}:
+        return "should be a table of values"
     message = message.removeprefix("Value error, ")
-    shown = "nothing" if given is _Absent else repr(given)
-    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-    lowered = message[0].lower() + message[1:]
-    return f"{lowered}; got {shown}" if not isinstance(given, Mapping) else lowered
+    return message.removeprefix("Input ") if message.startswith("Input ") else message[0].lower() + message[1:]
 
 
-def unknown_key(path: str, known: Iterable[str] | None = None) -> str:
-    """What to say about a key that no config has: the closest known key, by sibling first, then by its last name anywhere."""
-    near = closest(path, known_paths() if known is None else known)
+def _got(given: Any) -> str:
+    """What arrived, where that is a single value."""
+    if given is _Absent or isinstance(given, Mapping):
+        return ""
+    shown = repr(given)
+    return f"; got {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '...'}"
+
+
+def unknown_key(path: str, known: Iterable[str]) -> str:
+    """What to say about a key that is not among the known ones: the closest of them, by sibling first, then by its last name anywhere."""
+    near = closest(path, known)
     return f"unknown key; closest known: {near}" if near else "unknown key"
 
 
@@ -93,9 +101,9 @@ def closest(path: str, known: Iterable[str]) -> str | None:
     return best if best is not None and likeness(best) >= 0.6 else None
 
 
-def known_paths() -> list[str]:
-    """Every dotted path that a config can have, containers included, all alternatives of a union."""
-    return list(dict.fromkeys(_paths(StabilityConfig, "")))
+def known_paths(model: type[BaseModel] = StabilityConfig) -> list[str]:
+    """Every dotted path that a document can have, containers included, all alternatives of a union."""
+    return list(dict.fromkeys(_paths(model, "")))
 
 
 def _paths(model: type[BaseModel], prefix: str) -> Iterator[str]:

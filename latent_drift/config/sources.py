@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from latent_drift.config.migrate import migrate
 from latent_drift.config.overlay import expand
 from latent_drift.config.problems import unknown_key
 from latent_drift.config.v1 import StabilityConfig, Values
@@ -123,8 +124,7 @@ def from_mapping(document: Mapping[str, Any], origin: str) -> Statement:
     Raises:
         ConfigError: it has a schema but no version, or a key that no config has.
     """
-    from latent_drift.config.migrate import migrate
-
+    document = {key: value for key, value in document.items() if key != "$schema"}  # an editor's own key
     if "schema_version" in document:
         document = migrate(document, origin)
     if _is_lock(document):
@@ -156,6 +156,8 @@ def _from_lock(document: Mapping[str, Any], origin: str) -> Statement:
     from latent_drift.config.lock import Lock
 
     lock = Lock.from_document(document, origin)
+    if lock.tampering is not None:
+        raise ConfigError(f"{origin}: {lock.tampering}. Write it anew: latent-drift config lock")
     return Statement(origin, pin=f"=={lock.version}", sha256=lock.sha256, profile=lock.profile, overrides=expand(lock.overrides, origin))
 
 

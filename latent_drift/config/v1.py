@@ -251,6 +251,10 @@ class Gradient(Section):
     clip: Clip
     nonfinite: Literal["skip", "zero", "raise", "record"]
     """A gradient with NaN or Inf: skip the step, zero the bad entries, raise, or only record it."""
+    default_max_norm: Positive
+    """Norm to which the toolbox's clipping functions clip where their caller names none."""
+    default_max_value: Positive
+    """The same for clipping by value."""
     warn_norm: Positive
     """Global norm from which a step counts as a warning sign."""
     spike_ratio: Annotated[float, Field(gt=1.0)]
@@ -353,8 +357,8 @@ class Latent(Section):
     log_std_max: Positive
     scale_min: Positive
     scale_max: Positive
-    flow_log_scale: Positive
-    """Largest total log-scale of a normalising flow per dimension, over all its layers."""
+    flow_log_scale: Literal["none"] | Positive
+    """Largest total log-scale of a normalising flow per dimension, over all its layers; "none": not bounded."""
 
 
 def _iso_date(value: Any) -> Any:
@@ -434,14 +438,19 @@ class StabilityConfig(Values):
         """sha256 of the resolved values: equal digests are equal numerics, whatever release or overrides they come from."""
         return canonical_sha256(self.values())
 
+    def exp_bound(self, dtype: object) -> float:
+        """The largest argument of exp in a dtype: its own limit, or `exp.bound` where that is tighter."""
+        limit = self.precision[dtype].exp_max
+        return limit if self.exp.bound == "dtype" else min(limit, self.exp.bound)
+
     def values(self) -> dict[str, Any]:
         """The resolved values as plain nested data, without the identity."""
         return {name: value for name, value in self.document().items() if name not in self.IDENTITY}
 
     def document(self) -> dict[str, Any]:
         """The whole config as plain data (dict, list, str, int, float, bool, None): what a checkpoint carries and `load` takes back."""
-        document: dict[str, Any] = thaw(self.model_dump(mode="json"))
-        return document
+        plain = thaw(self.model_dump(mode="json"))
+        return {name: plain[name] for name in (*self.IDENTITY, *Values.model_fields)}
 
     def __hash__(self) -> int:
         return hash((self.version, self.sha256, self.digest))

@@ -1,0 +1,43 @@
+"""The command `latent-drift`: argument parsing only. Each command's module imports what is heavy when it runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from latent_drift.cli.config import app as config_app
+from latent_drift.errors import LatentDriftError
+
+FAILED = 2
+"""Exit status of a command that could not do its work: bad usage, or an error of ours."""
+
+app = typer.Typer(name="latent-drift", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+app.add_typer(config_app, name="config")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from latent_drift import __version__
+
+        typer.echo(f"latent-drift {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+) -> None:
+    """Numerically stable training: models, stability configs and checks."""
+
+
+def main() -> None:
+    """Run the command line; errors of ours are one message on standard error and exit status 2."""
+    try:
+        app()
+    except LatentDriftError as error:
+        sys.stderr.write(f"latent-drift: error: {error}\n")
+        raise SystemExit(FAILED) from None
+    except BrokenPipeError:  # the reader of our output has gone (`| head`)
+        sys.stderr.close()
+        raise SystemExit(1) from None

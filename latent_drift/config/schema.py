@@ -1,0 +1,41 @@
+"""JSON Schema of what a person may write into a config file, for editors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from latent_drift.config.catalogue import installed
+from latent_drift.config.overlay import KIND
+from latent_drift.config.v1 import StabilityConfig
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema (draft 2020-12) of a stability.toml or .json: a version, and as many values as are to differ from it.
+
+    It accepts whole saved configs too. Only `version` is required: everything left out is the release's.
+    What JSON Schema cannot say (no NaN or Inf, a warm-up within its history) is left to `load`.
+    """
+    schema = _partial(StabilityConfig.model_json_schema())
+    properties = schema["properties"]
+    properties["$schema"] = {"type": "string", "description": "Where an editor finds this schema; ignored by load."}
+    properties["version"]["description"] = 'The release that the values are for: a version ("1.0.0") or a PEP 440 specifier ("~=1.0").'
+    properties["profile"]["enum"] = list(dict.fromkeys(name for release in installed().releases() for name in release.profiles))
+    return {"$schema": DIALECT, **schema, "title": "latent-drift stability config", "required": ["version"]}
+
+
+def _partial(node: Any) -> Any:
+    """The schema with nothing required, so that a file may name only what it changes.
+
+    Tagged unions become `anyOf`: `{"max_norm": 0.5}` without a kind keeps the kind of the release and fits several alternatives.
+    """
+    if isinstance(node, Mapping):
+        kept = {key: _partial(value) for key, value in node.items() if key not in {"required", "discriminator", "default"}}
+        if KIND in kept.get("properties", {}) or "oneOf" not in kept:
+            return kept
+        return {"anyOf": kept.pop("oneOf"), **kept}
+    if isinstance(node, list):
+        return [_partial(element) for element in node]
+    return node
