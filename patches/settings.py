@@ -8,6 +8,12 @@ from typing import Literal
 BoundStyle = Literal["returning", "clamp"]
 """`returning`: a bound made of softplus whose gradient never vanishes; `clamp`: the plain clamp."""
 
+AUDIT = "AUDIT"
+"""The selection that stands for the founding audit's list."""
+
+AUDIT_CODES = ("NS201", "NS202", "NS301", "NS501", "NS901", "NS902", "NS903", "NS904", "NS905", "NS906")
+"""Exactly the audit's own findings: E2 and X1-X4 (NS201, NS301), X5 (NS202), G1-G3 (NS501), the rest as notes (NS9xx)."""
+
 HALF = ("float16", "half", "fp16")
 
 
@@ -34,3 +40,8 @@ class Settings:
     unsafe: bool = False
     per_file_ignores: dict[str, tuple[str, ...]] = field(default_factory=dict)
     ruleset: str = ""
+
+    @property
+    def audit(self) -> bool:
+        """Whether the founding audit's list was asked for: its rules then name what the audit names, bounded or not."""
+        return AUDIT in self.select
