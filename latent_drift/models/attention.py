@@ -85,7 +85,7 @@ class QKVAttention(nn.Module):
 
     def _heads(self, x: Tensor, weight: Tensor) -> Tensor:
         """(B, L, dim_in) to (B, nb_heads, L, size of a head)."""
-batch, length, _ = x.shape
+        batch, length, _ = x.shape
         return F.linear(x, weight.flatten(0, 1)).view(batch, length, self.nb_heads, weight.shape[1]).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
