@@ -28,7 +28,8 @@ def _folder(file: str | None) -> str:
     return str(Path(file).resolve().parent) + "/" if file else "\0"
 
 
-_OURS = (_folder(torch.__file__), _folder(__file__), _folder(latent_drift.__file__), _folder(patches.__file__))
+_PACKAGES = (_folder(__file__), _folder(latent_drift.__file__), _folder(patches.__file__))
+_OURS = (_folder(torch.__file__), *_PACKAGES)
 _PATHS = sysconfig.get_paths()
 _LIBRARIES = tuple({str(Path(_PATHS[key]).resolve()) + "/" for key in ("stdlib", "platstdlib", "purelib", "platlib")})
 # The demo's scripts play the user's part, so their lines are answers like any other.
@@ -44,6 +45,11 @@ def _origin(filename: str) -> _Origin:
         return _Origin.OURS
     # tests and scripts may live below a prefix; what counts is the library folder itself
     return _Origin.LIBRARY if resolved.startswith(_LIBRARIES) or "/site-packages/" in resolved else _Origin.USER
+
+
+def is_ours(filename: str) -> bool:
+    """True for a file of this distribution (its demo scripts aside), not for one of torch."""
+    return not filename.startswith("<") and (resolved := str(Path(filename).resolve())).startswith(_PACKAGES) and not resolved.startswith(_DEMO)
 
 
 def site_of(frame: FrameType) -> Site:

@@ -19,6 +19,7 @@ from instrument.guards.exp import bounds_by_op, thresholds_by_op
 from instrument.policy import Policy
 from instrument.report.terminal import summary_table
 from latent_drift.config import StabilityConfig
+from latent_drift.errors import UsageError
 from latent_drift.numerics.finite import summarise
 from latent_drift.numerics.gradients import GradientHistory
 from patches.findings import FINDINGS
@@ -230,3 +231,19 @@ class Run:
 
 def _plain_items(mapping: Any) -> Iterator[tuple[str, Any]]:
     return ((str(key), value) for key, value in mapping.items())
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The counts that `Run.save` wrote.
+
+    Raises:
+        UsageError: the file is missing or is not a summary.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no summary can be read from {path}: {error}. Give the folder that --report wrote") from error
+    missing = {"config", "steps", "skipped", "clipped", "interventions", "intercepted", "events_dropped"} - set(document)
+    if missing:
+        raise UsageError(f"{path} is not a summary of this tool: it lacks {', '.join(sorted(missing))}")
+    return dict(document)

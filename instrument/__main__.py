@@ -1,0 +1,5 @@
+"""`python -m instrument`."""
+
+from instrument.cli import main
+
+main()
