@@ -13,6 +13,7 @@ from typing import Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
+from latent_drift.config.frozen import FrozenMapping
 from latent_drift.config.v1 import canonical_sha256
 from latent_drift.errors import ConfigError
 
@@ -62,42 +63,61 @@ class Release:
 _ABOUT = frozenset({"schema_version", "version", "title", "released", "sha256", "superseded", "default_profile", "profiles", "notes"})
 """Keys of a release document that say something about the values instead of being one."""
 
+RELEASE_ONLY = frozenset({"superseded", "default_profile", "notes"})
+"""Keys that no other document has."""
+
 
 def document_sha256(document: Mapping[str, Any]) -> str:
     """The hash of a release document: of its canonical JSON without the field `sha256`."""
     return canonical_sha256({key: value for key, value in document.items() if key != "sha256"})
 
 
-def read_release(path: Path) -> Release:
-    """The release in a data file, verified.
+def release_from(document: Mapping[str, Any], origin: str) -> Release:
+    """The release that a document holds, verified.
 
     Raises:
-        ConfigError: the file cannot be read, lacks what a release must have, or does not have the hash it states.
+        ConfigError: it lacks what a release must have, or does not have the hash that it states.
+    """
+    missing = sorted(_ABOUT - document.keys())
+    if missing:
+        raise ConfigError(f"{origin}: {', '.join(missing)}: missing from what is otherwise a release of stability values")
+    found = document_sha256(document)
+    if found != document["sha256"]:
+        raise ConfigError(
+            f"{origin}: config {document['version']} was changed after it was made: it states sha256 {document['sha256']}, its content has {found}. "
+            f"Reinstall latent-drift; to use other values, override them: load({document['version']!r}, gradient=...)."
+        )
+    try:
+        Version(document["version"])
+        released = document["released"]
+        return Release(
+            version=document["version"],
+            title=document["title"],
+            released=None if released is None else datetime.date.fromisoformat(released),
+            sha256=document["sha256"],
+            superseded=document["superseded"],
+            document=FrozenMapping(document),
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{origin}: no release of stability values: {error}") from error
+
+
+def read_release(path: Path) -> Release:
+    """The release in a data file of the catalogue, verified.
+
+    Raises:
+        ConfigError: the file cannot be read, is not the version that its name says, or does not have the hash that it states.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"stability config release {path} cannot be read: {error}. Reinstall latent-drift.") from error
-    missing = sorted(_ABOUT - document.keys()) if isinstance(document, dict) else sorted(_ABOUT)
-    if missing:
-        raise ConfigError(f"stability config release {path} lacks {', '.join(missing)}. Reinstall latent-drift.")
-    found = document_sha256(document)
-    if found != document["sha256"]:
-        raise ConfigError(
-            f"stability config release {document['version']} was changed after it was made: {path} states sha256 {document['sha256']}, "
-            f"its content has {found}. Reinstall latent-drift; to use other values, override them: load({document['version']!r}, gradient=...)."
-        )
-    if f"{document['version']}.json" != path.name:
-        raise ConfigError(f"stability config release {path} says that it is version {document['version']}. Reinstall latent-drift.")
-    released = document["released"]
-    return Release(
-        version=document["version"],
-        title=document["title"],
-        released=None if released is None else datetime.date.fromisoformat(released),
-        sha256=document["sha256"],
-        superseded=document["superseded"],
-        document=document,
-    )
+        raise ConfigError(f"{path}: cannot be read as a release of stability values: {error}. Reinstall latent-drift.") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: expected an object, got {type(document).__name__}. Reinstall latent-drift.")
+    release = release_from(document, str(path))
+    if release.version != path.stem:
+        raise ConfigError(f"{path}: is version {release.version} by its content. Reinstall latent-drift.")
+    return release
 
 
 class Catalogue:
@@ -160,8 +180,8 @@ def parse_pin(pin: str) -> SpecifierSet:
         return SpecifierSet(pin)
     except InvalidSpecifier as error:
         raise ConfigError(
-            f"{pin!r} is no pin of a stability config. Expected a version such as '1.0.0', a PEP 440 specifier such as '~=1.0' or '>=1,<2', "
-            f"or the path of a .toml or .json file."
+            f"{pin!r} is no pin of a stability config. Expected a version such as '1.0.0', a PEP 440 specifier such as '~=1.0' or '>=1,<2' "
+            f"('~=' needs two numbers), or the path of a .toml or .json file. Profiles are named apart: load(profile='guard')."
         ) from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from latent_drift.config import sources
 from latent_drift.config.compare import shown
 from latent_drift.config.frozen import thaw
-from latent_drift.config.load import Source, argument_statement, resolve
+from latent_drift.config.load import Source, argument_statements, resolve
 from latent_drift.config.notes import note_on, notes_of
 from latent_drift.config.overlay import leaves
 from latent_drift.config.problems import known_paths, unknown_key
@@ -94,19 +94,17 @@ def explain(source: Source | None = None, *, profile: str | None = None, **overr
     Raises:
         ConfigError: as for `load`.
     """
-    argument = argument_statement(source, profile, overrides)
-    consulted: list[Consulted] = []
-    said: list[Statement] = [argument]
+    said = argument_statements(source, profile, overrides)
+    consulted = [Consulted(statement.origin, str(statement), True) for statement in said] or [Consulted("argument", "nothing", True)]
     for name, look in ((sources.ENVIRONMENT, sources.from_environment), (f"pyproject.toml [tool.{sources.TABLE}]", sources.from_project)):
-        statement, description = _asked(look, is_needed=not said[0].settles)
-        counted = statement is not None and not said[0].settles
-        consulted.insert(0, Consulted(name if statement is None else statement.origin, description, counted or statement is None))
-        if counted and statement is not None:
+        is_needed = not any(later.settles for later in said)
+        statement, description = _asked(look, is_needed)
+        consulted.insert(0, Consulted(name if statement is None else statement.origin, description, is_needed))
+        if is_needed and statement is not None:
             said.insert(0, statement)
-    resolution = resolve(statement for statement in said if not statement.is_empty)
+    consulted.insert(0, Consulted("package default", "the newest release", not any(statement.settles for statement in said)))
+    resolution = resolve(said)
     config = resolution.config
-    consulted.insert(0, Consulted("package default", "the newest release", not said[0].settles))
-    consulted.append(Consulted(argument.origin, str(argument), True))
     notes = notes_of(config)
     origins = {
         path: Origin(path, value, resolution.origins[path], note_on(notes, path) if resolution.is_of_release(path) else None)
@@ -121,5 +119,5 @@ def _asked(look: Callable[[], Statement | None], is_needed: bool) -> tuple[State
     except ConfigError as error:
         if is_needed:
             raise
-        return None, f"overruled, and broken: {error}"
+        return None, f"broken: {error}"
     return statement, "nothing" if statement is None else str(statement)

@@ -53,34 +53,38 @@ def load(source: Source | None = None, *, profile: str | None = None, **override
 
 
 def statements(source: Source | None, profile: str | None, overrides: Mapping[str, Any]) -> list[Statement]:
-    """What every source that matters says, the earliest first; none before one that settles the matter."""
-    said = [argument_statement(source, profile, overrides)]
+    """What every source that matters says, the earliest first; none before one that settles the matter.
+
+    Raises:
+        ConfigError: as for `load`.
+    """
+    said = argument_statements(source, profile, overrides)
     for look in (sources.from_environment, sources.from_project):
-        if said[0].settles:
+        if any(statement.settles for statement in said):
             break
         statement = look()
         if statement is not None:
             said.insert(0, statement)
-    return [statement for statement in said if not statement.is_empty]
+    return said
 
 
-def argument_statement(source: Source | None, profile: str | None, overrides: Mapping[str, Any]) -> Statement:
-    """What the arguments of a call say.
+def argument_statements(source: Source | None, profile: str | None, overrides: Mapping[str, Any]) -> list[Statement]:
+    """What the arguments of a call say: first the source, then profile and overrides; nothing where there is nothing.
 
     Raises:
         ConfigError: a file, mapping, profile or override is none that a config can have.
     """
     origin = "argument"
     if source is None:
-        said = Statement(origin)
+        named = Statement(origin)
     elif isinstance(source, StabilityConfig):
-        said = sources.from_config(source, origin)
+        named = sources.from_config(source, origin)
     elif isinstance(source, str):
-        said = sources.from_text(source, origin)
+        named = sources.from_text(source, origin)
     elif isinstance(source, os.PathLike):
-        said = sources.from_file(Path(source), origin)
+        named = sources.from_file(Path(source), origin)
     elif isinstance(source, Mapping):
-        said = sources.from_mapping(source, origin)
+        named = sources.from_mapping(source, origin)
     else:
         raise ConfigError(
             f"a stability config is named by a version or specifier, a path, a mapping or a StabilityConfig; got {type(source).__name__} {source!r}"
@@ -90,9 +94,8 @@ def argument_statement(source: Source | None, profile: str | None, overrides: Ma
     fixed = [key for key in overrides if key.partition(".")[0] in StabilityConfig.IDENTITY]
     if fixed:
         raise ConfigError(f"{', '.join(fixed)}: says what a config is, and cannot be overridden. Name another release as the first argument.")
-    return Statement(
-        origin, said.pin, said.sha256, said.saved, said.profile if profile is None else profile, lay_over(said.overrides, expand(overrides, origin))
-    )
+    keywords = Statement(origin, profile=profile, overrides=expand(overrides, origin))
+    return [statement for statement in (named, keywords) if not statement.is_empty]
 
 
 @dataclass(frozen=True)
@@ -191,8 +194,16 @@ def resolve(said: Iterable[Statement], catalogue: Catalogue | None = None) -> Re
 
 def _foundation(statement: Statement | None, catalogue: Catalogue) -> tuple[Foundation, list[tuple[str, Mapping[str, Any]]]]:
     """What the settling statement builds on, and the overrides that a saved config brings along."""
+    if statement is not None and statement.release is not None:
+        own = statement.release
+        if own.version in catalogue.versions and catalogue.release(own.version).sha256 != own.sha256 and not own.draft:
+            raise ConfigError(_hash_mismatch(statement.origin, own.sha256, catalogue.release(own.version)))
+        return Foundation.of_release(own), []
     if statement is None or statement.saved is None:
-        release = catalogue.select("" if statement is None or statement.pin is None else statement.pin)
+        try:
+            release = catalogue.select("" if statement is None or statement.pin is None else statement.pin)
+        except ConfigError as error:
+            raise ConfigError(str(error) if statement is None else f"{statement.origin}: {error}") from error
         if statement is not None and statement.sha256 not in (None, release.sha256):
             raise ConfigError(_hash_mismatch(statement.origin, str(statement.sha256), release))
         return Foundation.of_release(release), []

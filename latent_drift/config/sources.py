@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from latent_drift.config.catalogue import RELEASE_ONLY, Release, release_from
 from latent_drift.config.migrate import migrate
 from latent_drift.config.overlay import expand
 from latent_drift.config.problems import unknown_key
@@ -30,19 +31,20 @@ _SAVED_ONLY = frozenset({"title", "released", "profiles", "overrides"})
 
 @dataclass(frozen=True)
 class Statement:
-    """What one source says: a pin or a whole config (either puts aside everything said before), a profile, overrides."""
+    """What one source says: a pin, a saved config or a release of its own (each puts aside everything said before), a profile, overrides."""
 
     origin: str
     pin: str | None = None
     sha256: str | None = None
     saved: Mapping[str, Any] | None = None
+    release: Release | None = None
     profile: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def settles(self) -> bool:
         """Whether nothing said before it matters."""
-        return self.pin is not None or self.saved is not None
+        return self.pin is not None or self.saved is not None or self.release is not None
 
     @property
     def is_empty(self) -> bool:
@@ -52,7 +54,9 @@ class Statement:
     def __str__(self) -> str:
         parts = []
         if self.saved is not None:
-            parts.append(f"a whole config, version {self.saved.get('version')}")
+            parts.append(f"a saved config of {self.saved.get('version')}")
+        if self.release is not None:
+            parts.append(f"the release {self.release}")
         if self.pin is not None:
             parts.append(f"stability {self.pin!r}")
         if self.profile is not None:
@@ -119,7 +123,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def from_mapping(document: Mapping[str, Any], origin: str) -> Statement:
-    """What a mapping says: a whole saved config, a pin with overrides (`version`, `profile`, sections), or overrides only.
+    """What a mapping says: a saved config, a release, a lock, a pin with overrides (`version`, `profile`, sections), or overrides only.
 
     Raises:
         ConfigError: it has a schema but no version, or a key that no config has.
@@ -129,6 +133,8 @@ def from_mapping(document: Mapping[str, Any], origin: str) -> Statement:
         document = migrate(document, origin)
     if _is_lock(document):
         return _from_lock(document, origin)
+    if RELEASE_ONLY & document.keys():
+        return Statement(origin, release=release_from(document, origin))
     if _SAVED_ONLY & document.keys():
         return Statement(origin, saved=document)
     about = {"schema_version", "version", "sha256", "profile"}
@@ -207,5 +213,5 @@ def _from_pyproject(document: Mapping[str, Any], path: Path) -> Statement | None
     else:
         raise ConfigError(f'{origin}: stability: expected a pin such as "~=1.0", a path or a table, got {stability!r}')
     if profile is not None:
-        said = Statement(said.origin, said.pin, said.sha256, said.saved, profile, said.overrides)
+        said = replace(said, profile=profile)
     return said

@@ -452,6 +452,9 @@ class StabilityConfig(Values):
         plain = thaw(self.model_dump(mode="json"))
         return {name: plain[name] for name in (*self.IDENTITY, *Values.model_fields)}
 
+    def __str__(self) -> str:
+        return self.identity
+
     def __hash__(self) -> int:
         return hash((self.version, self.sha256, self.digest))
 
