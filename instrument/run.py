@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +39,21 @@ class _Deferred:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Birth:
+    """A non-finite number that an operation made of finite ones: so far nothing but a memory."""
+
+    code: str
+    op: str
+    site: Site
+    message: str
+    facts: dict[str, Any]
+
+
+MOST_BIRTHS = 64  # of one step: the first is the one that is named
+FULL_LOOKS = 3  # a line that makes infinities on purpose is not measured for ever
+
+
 @dataclass(slots=True)
 class Tally:
     """Counts of a run: optimizer steps taken, skipped, skipped in a row, and clipped."""
@@ -63,6 +79,8 @@ class Run:
         self.foreign_patches: tuple[str, ...] = ()
         self._armed: set[tuple[str, int]] = set()
         self._fired: set[tuple[str, int]] = set()
+        self._births: dict[tuple[tuple[str, int], str], _Birth] = {}
+        self._looked_at: Counter[tuple[str, int]] = Counter()
         self._deferred: list[_Deferred] = []
         self._lock = threading.Lock()
         self.exp_bounds = bounds_by_op(self.policy, tight=False)
@@ -98,38 +116,58 @@ class Run:
         site = site if site is not None else self.site()
         if fired and site is not None:
             self._fired.add((site.file, site.line))
-        facts: dict[str, Any] = {}
-        if x is not None and not self.log.known((code, action, op, site and site.file, site and site.line, parameter)):
-            seen = summarise(x)
-            facts = {"dtype": seen.dtype, "shape": seen.shape, "minimum": seen.minimum, "maximum": seen.maximum, "nan": seen.nan}
-            facts |= {"inf": seen.posinf + seen.neginf, "module": module_path()}
-        return self.log.record(
-            Event(
-                code=code,
-                name=FINDINGS[code].name,
-                action=action,
-                op=op,
-                file=site.file if site else None,
-                line=site.line if site else None,
-                function=site.function if site else None,
-                source=site.source if site else None,
-                message=message,
-                step=self.tally.steps,
-                parameter=parameter,
-                config_version=self.config.version,
-                config_sha256=self.config.sha256,
-                config_digest=self.config.digest,
-                profile=self.config.profile,
-                **facts,
-            )
+        known = self.log.known((code, action, op, site and site.file, site and site.line, parameter))
+        return self.log.record(self._event(code, action, op, message, site, parameter, {} if known else self._facts(x)))
+
+    def _facts(self, x: Tensor | None) -> dict[str, Any]:
+        if x is None:
+            return {}
+        seen = summarise(x)
+        ranges = {"dtype": seen.dtype, "shape": seen.shape, "minimum": seen.minimum, "maximum": seen.maximum}
+        return ranges | {"nan": seen.nan, "inf": seen.posinf + seen.neginf, "module": module_path()}
+
+    def _event(self, code: str, action: Action, op: str, message: str, site: Site | None, parameter: str | None, facts: dict[str, Any]) -> Event:
+        return Event(
+            code=code,
+            name=FINDINGS[code].name,
+            action=action,
+            op=op,
+            file=site.file if site else None,
+            line=site.line if site else None,
+            function=site.function if site else None,
+            source=site.source if site else None,
+            message=message,
+            step=self.tally.steps,
+            parameter=parameter,
+            config_version=self.config.version,
+            config_sha256=self.config.sha256,
+            config_digest=self.config.digest,
+            profile=self.config.profile,
+            **facts,
         )
 
+    def born(self, code: str, op: str, *, message: str, x: Tensor | None = None, site: Site | None = None) -> None:
+        """Remember that an operation gave a non-finite number for finite inputs. That is legal (log(0) = -inf in a mask), so it is an event only
+        if this step's loss or gradient turns out non-finite: then the first such place is named as the origin."""
+        site = site if site is not None else self.site()
+        if site is None:
+            return
+        key = (site.file, site.line)
+        self._fired.add(key)
+        if (key, op) not in self._births and len(self._births) < MOST_BIRTHS:
+            self._births[key, op] = _Birth(code, op, site, message, self._facts(x) if self._looked_at[key] < FULL_LOOKS else {})
+            self._looked_at[key] += 1
+
     def is_armed(self, site: Site | None) -> bool:
-        """True if this line made a bad number that the ordinary bound did not stop from spoiling a step."""
+        """True if this line made a bad number that spoiled a step before: what the ordinary rules leave alone there is bounded from then on."""
         return bool(self._armed) and site is not None and (site.file, site.line) in self._armed
 
-    def arm_fired(self) -> None:
-        """A loss or gradient came out non-finite although guards acted in the forward pass: bound those lines more tightly from now on."""
+    def blame(self) -> None:
+        """This step's loss or gradient came out non-finite: name the first place that made a bad number, and guard the places that did more tightly."""
+        for birth in self._births.values():
+            self.log.record(self._event(birth.code, "observed", birth.op, birth.message, birth.site, None, birth.facts))
+            break
+        self._births.clear()
         new = self._fired - self._armed
         if new:
             self._armed |= new
@@ -165,6 +203,7 @@ class Run:
         tally = self.tally
         tally.steps = max(tally.steps, count)
         self._fired.clear()
+        self._births.clear()
         if skipped:
             tally.skipped += 1
             tally.skipped_in_a_row += 1

@@ -45,5 +45,5 @@ def _look_at(root: Any) -> None:
     if math.isfinite(value):
         return
     run = RUNTIME.run
-    run.arm_fired()
+    run.blame()
     run.note(CODE, "observed", "backward", x=root, message=f"the loss is {value} when backward is called; its gradients are judged before the step")

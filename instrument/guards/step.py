@@ -87,7 +87,7 @@ def _without_closure(optimizer: Optimizer, run_step: Function, args: tuple[Any, 
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = _true_norm(optimizer, gradients)
     if not math.isfinite(norm) and not _scaler_decides(optimizer):
-        run.arm_fired()
+        run.blame()
         policy = run.config.gradient.nonfinite if run.policy.act else "record"
         _note_nonfinite(optimizer, policy)
         if policy == "raise":
