@@ -19,7 +19,8 @@ class Diagnostic:
     """A finding at a place. Lines and columns count from 1; `splices` is the fix, empty when there is none to write.
 
     `firing_lines` are the lines at which a run may report this finding: all lines of the expression,
-    and those of the operations that the fix cures.
+    and those of the operations that the fix cures. `excerpt` is the text of the first line; `cell` is
+    the cell of a notebook, in which lines are then counted.
     """
 
     path: str
@@ -32,6 +33,8 @@ class Diagnostic:
     safety: FixSafety
     splices: tuple[Splice, ...] = ()
     firing_lines: frozenset[int] = frozenset()
+    excerpt: str = ""
+    cell: int | None = None
 
     @property
     def name(self) -> str:
@@ -73,7 +76,12 @@ def _located(source: Source, rule: AbstractRule, hit: Hit) -> tuple[Diagnostic, 
     for node in hit.also:
         first, last = (source.location(offset)[0] for offset in source.span(node))
         lines.update(range(first, last + 1))
-    return Diagnostic(source.path, line, column, end_line, end_column, rule.code, hit.message, safety, changes, frozenset(lines)), (start, end)
+    return Diagnostic(
+        source.path, line, column, end_line, end_column, rule.code, hit.message, safety, changes, frozenset(lines), source.line(line)
+    ), (
+        start,
+        end,
+    )
 
 
 Wanted = Callable[[Source, Sequence[Diagnostic]], Sequence[Diagnostic]]

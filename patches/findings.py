@@ -3,6 +3,7 @@
 Standard library only: `instrument` reads it at run time and `patches` reads it on machines
 without torch. The families (first digit of the code) are those of the project's naming rules:
 
+    0 the checker's own comments
     1 formulas with a stable form          6 the right API
     2 exponentials and logs of raw outputs 7 statistics and linear algebra
     3 epsilons and divisions               8 state and hidden faults
@@ -20,6 +21,7 @@ FixSafety = Literal["safe", "unsafe", "display", "none"]
 display: shown, never written; none: no source form (the finding exists at run time only)."""
 
 FAMILIES: dict[int, str] = {
+    0: "the checker's own comments",
     1: "formulas with a stable form",
     2: "exponentials and logs of raw outputs",
     3: "epsilons and divisions",
@@ -50,6 +52,7 @@ class Finding:
 
 
 _ALL: tuple[Finding, ...] = (
+    Finding("NS001", "unused-ignore", "a `# stability: ignore[...]` comment that silences nothing", "remove the comment", "safe"),
     Finding(
         "NS101",
         "log-softmax",

@@ -34,7 +34,9 @@ __all__ = [
     "binary",
     "call_text",
     "definition",
+    "function_text",
     "imports_torch",
+    "is_double_in_sight",
     "is_half_in_sight",
     "is_other",
     "is_pure",
@@ -224,6 +226,19 @@ def sibling_call(source: Source, call: cst.Call, name: str) -> tuple[cst.Call, s
         spelling = spell(source, call, f"{module}.{name}", f"torch.{name}")
         changed, needs = cst.parse_expression(spelling.text), spelling.needs_import
     return call.with_changes(func=changed, lpar=(), rpar=()), needs
+
+
+def function_text(source: Source, at: cst.CSTNode, function: str, *arguments: str) -> tuple[str, str | None]:
+    """A call of a torch function by its full name, as this file spells it, and the import that needs."""
+    spelling = spell(source, at, function)
+    return f"{spelling.text}({', '.join(arguments)})", spelling.needs_import
+
+
+def is_double_in_sight(source: Source, node: cst.BaseExpression) -> bool:
+    """Whether the expression may be float64: known so, or `--dtype float64`, or the file speaks of it."""
+    if source.settings.dtype is not None:
+        return source.settings.dtype == "float64"
+    return value_of(source, node).dtype == "float64" or any(mark in source.text for mark in (".double()", "float64", "torch.double", "DoubleTensor"))
 
 
 _PURE_FUNCTIONS = frozenset(

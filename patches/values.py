@@ -523,13 +523,13 @@ class _Evaluation:
         if name == "masked_fill":
             filled = self.of(v) if (v := operation.argument(1, "value")) is not None else UNKNOWN
             return min(low, filled.low), max(high, filled.high)
+        if name in ("exp", "exp2", "expm1", "sqrt", "log", "log1p", "rsqrt") or (name == "softplus" and operation.plain):
+            return self._monotone(name, low, high)
         if name in _ELEMENTWISE_RANGES:
             fixed_low, fixed_high = _ELEMENTWISE_RANGES[name]
             if name in ("square", "norm", "std", "var") and inner.is_bounded and name == "square":
                 return 0.0, max(low * low, high * high)
             return fixed_low, fixed_high
-        if name in ("exp", "exp2", "expm1", "sqrt", "log", "log1p", "rsqrt"):
-            return self._monotone(name, low, high)
         if name == "abs":
             return 0.0, max(abs(low), abs(high))
         if name == "neg":
@@ -590,6 +590,8 @@ class _Evaluation:
                         return math.sqrt(max(x, 0.0))
                     case "log":
                         return math.log(x) if x > 0 else -math.inf
+                    case "softplus":
+                        return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
                     case "log1p":
                         return math.log1p(x) if x > -1 else -math.inf
             except OverflowError:

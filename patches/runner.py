@@ -1,0 +1,225 @@
+"""Files to results: each file is one of four frozen outcomes, and one file's trouble stops no other."""
+
+from __future__ import annotations
+
+import ast
+import os
+import stat
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import libcst as cst
+
+from patches import rulesets, selection, suppressions
+from patches.engine import Diagnostic, check, fix, relevant
+from patches.firing import FiredOnly, Firing, place
+from patches.notebooks import read_notebook
+from patches.rules import RULES, AbstractRule
+from patches.settings import Settings
+from patches.source import Source, read_text
+
+_CHUNK = 16
+_POOL_FROM = 24  # starting workers costs what a couple of dozen files cost
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A file that was read: its findings, and notes on firings that could not be placed."""
+
+    path: str
+    diagnostics: tuple[Diagnostic, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Patched:
+    """A file whose fixes were worked out: bytes before and after, the fixes applied, the findings that remain."""
+
+    path: str
+    before: bytes
+    after: bytes
+    applied: tuple[Diagnostic, ...]
+    remaining: tuple[Diagnostic, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A file that could not be read or parsed: where and why."""
+
+    path: str
+    reason: str
+    line: int = 1
+    column: int = 1
+
+
+Outcome = Checked | Patched | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One file and what to do with it. `firings` restricts it to what fired; None means everything."""
+
+    path: Path
+    shown: str
+    settings: Settings
+    patch: bool = False
+    firings: tuple[Firing, ...] | None = None
+
+
+@cache
+def _rules_of(ruleset: str) -> tuple[tuple[AbstractRule, ...], dict[str, bool]]:
+    chosen = rulesets.resolve(ruleset)
+    return tuple(chosen.choose(RULES)), chosen.defaults
+
+
+def active_rules(settings: Settings, path: str, everything: bool = False) -> list[AbstractRule]:
+    """The rules that are on for a file; `everything` (what fired decides) turns on all but the audit's notes unless codes are selected."""
+    rules, defaults = _rules_of(settings.ruleset)
+    ignored = selection.ignored_in(path, settings)
+    found = []
+    for rule in rules:
+        default = defaults[rule.code] or (everything and not rule.code.startswith("NS9"))
+        if selection.is_on(rule.code, default, settings) and not selection.matches(rule.code, ignored):
+            found.append(rule)
+    return found
+
+
+def run(jobs: Sequence[Job], workers: int | None = None, advance: Callable[[], None] | None = None) -> Iterator[Outcome]:
+    """The outcome of each job, in their order; a process for each core when there are many."""
+    count = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    if count < 2 or len(jobs) < _POOL_FROM:
+        for job in jobs:
+            yield process(job)
+            if advance is not None:
+                advance()
+        return
+    with ProcessPoolExecutor(min(count, len(jobs) // _CHUNK + 1)) as pool:
+        for outcome in pool.map(process, jobs, chunksize=_CHUNK):
+            yield outcome
+            if advance is not None:
+                advance()
+
+
+def process(job: Job) -> Outcome:
+    """Reads, checks and, if asked, patches one file in memory. Never raises for the file's own sake."""
+    try:
+        if job.path.suffix == ".ipynb":
+            return _notebook(job)
+        text, encoding, mark = read_text(job.path)
+    except (OSError, SyntaxError, UnicodeDecodeError, LookupError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return Failed(job.shown, f"cannot be read: {reason}")
+    outcome = process_text(job, text)
+    if isinstance(outcome, tuple):
+        changed, applied, remaining, notes = outcome
+        return Patched(job.shown, mark + text.encode(encoding), mark + changed.encode(encoding), applied, remaining, notes)
+    return outcome
+
+
+PatchedText = tuple[str, tuple[Diagnostic, ...], tuple[Diagnostic, ...], tuple[str, ...]]
+
+
+def process_text(job: Job, text: str) -> Checked | Failed | PatchedText:
+    """The same for a text: findings, or for a patching job the new text, the applied and the remaining findings, notes."""
+    rules = active_rules(job.settings, job.shown, everything=job.firings is not None and not job.settings.select)
+    codes = [rule.code for rule in rules]
+    located = place(job.firings, text, job.shown) if job.firings is not None else None
+    fired = FiredOnly(located, text) if located is not None else None
+
+    def wanted(source: Source, diagnostics: Sequence[Diagnostic]) -> Sequence[Diagnostic]:
+        kept, unused = suppressions.suppress(source, diagnostics, codes)
+        if fired is not None:
+            return fired(source, kept)
+        if not selection.matches(suppressions.UNUSED, job.settings.ignore):
+            kept = sorted([*kept, *unused], key=lambda d: (d.line, d.column))
+        return kept
+
+    try:
+        if not relevant(text, rules) and "stability:" not in text:
+            failed = _syntax_error(text, job.shown)
+            if failed is not None:
+                return failed
+            notes = _notes(job, located, fired)
+            return (text, (), (), notes) if job.patch else Checked(job.shown, (), notes)
+        if job.patch:
+            changed, applied = fix(text, job.shown, rules, job.settings, wanted)
+            source = Source(changed, job.shown, job.settings)
+            remaining = tuple(wanted(source, check(source, relevant(changed, rules))))
+            return changed, tuple(applied), remaining, _notes(job, located, fired)
+        source = Source(text, job.shown, job.settings)
+        diagnostics = tuple(wanted(source, check(source, relevant(text, rules))))
+        return Checked(job.shown, diagnostics, _notes(job, located, fired))
+    except cst.ParserSyntaxError as error:
+        return Failed(job.shown, f"does not parse: {error.message.splitlines()[0]}", error.editor_line, error.editor_column)
+    except RecursionError:
+        return Failed(job.shown, "is nested too deeply to be analysed")
+
+
+def _syntax_error(text: str, shown: str) -> Failed | None:
+    """A file that no rule looks at is still reported if it is not Python; CPython's parser is the cheap way to know."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            compile(text, shown, "exec", flags=ast.PyCF_ONLY_AST, dont_inherit=True)
+        except SyntaxError as error:
+            return Failed(shown, f"does not parse: {error.msg}", error.lineno or 1, error.offset or 1)
+        except ValueError as error:  # null bytes
+            return Failed(shown, f"does not parse: {error}")
+    return None
+
+
+def _notes(job: Job, located: object, fired: FiredOnly | None) -> tuple[str, ...]:
+    if fired is None or located is None:
+        return ()
+    notes = list(getattr(located, "notes", ()))
+    for line, codes in fired.unmatched():
+        notes.append(f"{job.shown}:{line}: {', '.join(sorted(codes))} fired there; no rule knows a fix for this line")
+    return tuple(notes)
+
+
+def _notebook(job: Job) -> Outcome:
+    """A notebook is checked and never written."""
+    raw = job.path.read_text(encoding="utf-8")
+    notebook = read_notebook(raw)
+    outcome = process_text(replace(job, patch=False), notebook.text)
+    if isinstance(outcome, Checked):
+        found = []
+        for diagnostic in outcome.diagnostics:
+            cell, line = notebook.places[diagnostic.line - 1]
+            _, end_line = notebook.places[min(diagnostic.end_line, len(notebook.places)) - 1]
+            found.append(
+                replace(
+                    diagnostic, cell=cell, line=line, end_line=end_line, splices=(), safety="display" if diagnostic.splices else diagnostic.safety
+                )
+            )
+        return Checked(job.shown, tuple(found), outcome.notes)
+    if isinstance(outcome, Failed):
+        cell, line = notebook.places[min(outcome.line, len(notebook.places)) - 1] if notebook.places else (1, 1)
+        return Failed(job.shown, f"cell {cell} {outcome.reason}", line, outcome.column)
+    raise AssertionError("a notebook is never patched")
+
+
+def write(patched: Patched) -> None:
+    """Writes the new bytes in one step: a temporary file beside the target, the target's mode, then a rename.
+
+    A symbolic link is kept and the file behind it written. Raises OSError; the old file is then untouched.
+    """
+    target = Path(patched.path).resolve()
+    mode = stat.S_IMODE(target.stat().st_mode)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(patched.after)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, mode)
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
