@@ -97,17 +97,20 @@ class AbstractEdgeGuard(AbstractGuard):
             x = args[0] if args else kwargs.get("input")
             if is_compiling() or guarded_form is None or not RUNTIME.active or not is_plain(x) or not x.is_cpu or not x.numel():
                 return original(*args, **kwargs)
-            if not (torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values()))):
-                # No gradient: the value is all there is, and it can be judged after the fact.
-                before = RUNTIME.run.site()
+            needs_gradient = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values()))
+            operand = self._operand(args, kwargs)
+            with without_function_modes():
+                at_edge = needs_gradient and is_plain(operand) and bool(self.edge(spelling.op, operand.detach()).any())
+            if not at_edge or (x.is_leaf and x.requires_grad):  # a leaf: torch's own error
+                # No gradient is at stake: the value is all there is, and it can be judged after the fact.
                 out = original(*args, **kwargs)
                 with without_function_modes():
                     low, high = (t.item() for t in _aminmax(out.detach()))
                     if not (-_INF < low and high < _INF):
-                        RUNTIME.run.born(self.code, spelling.op + "_", message=f"{spelling.op}_ gave a non-finite result", x=out, site=before)
+                        RUNTIME.run.born(self.code, spelling.op + "_", message=f"{spelling.op}_ gave a non-finite result", x=out)
                 return out
-            if x.is_leaf and x.requires_grad:
-                return original(*args, **kwargs)  # torch's own error
+            # A form that keeps its argument for backward must not keep the tensor that is overwritten next.
+            args, kwargs = ((x.clone(), *args[1:]), kwargs) if args else (args, {**kwargs, "input": x.clone()})
             return x.copy_(guarded_form(*args, **kwargs))
 
         return guarded
