@@ -148,7 +148,7 @@ class Catalogue:
             ConfigError: the pin is neither, or nothing satisfies it.
         """
         specifier = parse_pin(pin)
-        matching = [version for version in self.versions if specifier.contains(version, prereleases=specifier.prereleases)]
+        matching = [version for version in self.versions if specifier.contains(version, prereleases=bool(specifier.prereleases))]
         if not matching:
             # PEP 440: pre-releases are for who names them, or where there is nothing else.
             matching = [version for version in self.versions if specifier.contains(version, prereleases=True)]
