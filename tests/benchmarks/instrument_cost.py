@@ -1,0 +1,200 @@
+"""What guarding costs: training steps, the step guard, entering and leaving, single operations, memory."""
+
+from __future__ import annotations
+
+import time
+import types
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+import instrument
+from latent_drift.numerics.gradients import clip_by_global_norm_
+from tests.benchmarks.harness import Row, paired, quartiles
+
+AREA = "instrument"
+
+
+class SmallClassifier(nn.Module):
+    """About 50 parameter tensors and many tiny operations, among them the guarded ones: about 5 ms a step."""
+
+    def __init__(self, width: int = 64, blocks: int = 8) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(40, width)
+        self.blocks = nn.ModuleList(nn.ModuleList([nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, width)]) for _ in range(blocks))
+        self.scale = nn.Linear(width, width)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.embed(tokens)
+        for norm, first, second in self.blocks:
+            n = norm(h)
+            weights = torch.softmax(first(n) / 8.0, dim=-1)
+            h = h + second(torch.nn.functional.silu(n)) * weights
+        pooled = h.mean(1)
+        spread = torch.exp(torch.tanh(self.scale(pooled)))
+        unit = pooled / (pooled.norm(dim=-1, keepdim=True) + 1e-6)
+        return self.head(unit * spread.sqrt())
+
+
+class SmallGpt(nn.Module):
+    """A causal transformer written by hand, about 50 ms a step."""
+
+    def __init__(self, width: int = 128, layers: int = 3, heads: int = 4, vocabulary: int = 200) -> None:
+        super().__init__()
+        self.token = nn.Embedding(vocabulary, width)
+        self.position = nn.Parameter(torch.randn(128, width) * 0.02)
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, batch_first=True, norm_first=True) for _ in range(layers))
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        mask = torch.full((length, length), float("-inf")).triu(1)
+        h = self.token(tokens) + self.position[:length]
+        for layer in self.layers:
+            h = layer(h, src_mask=mask)
+        return self.head(h)
+
+
+class ConvNet(nn.Module):
+    """A plain convolutional net, 50 ms a step and more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for source, target in ((3, 32), (32, 64), (64, 64)):
+            layers += [nn.Conv2d(source, target, 3, padding=1), nn.BatchNorm2d(target), nn.ReLU()]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images).mean((2, 3)))
+
+
+def training_step(model: nn.Module, inputs: Tensor, targets: Tensor) -> Callable[[], None]:
+    """One step of AdamW on a fixed batch."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        logits = model(inputs)
+        loss = nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+class _CheckEveryOp(TorchFunctionMode):
+    """The obvious runtime checker: isfinite on the result of every torch call."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.is_floating_point():
+            bool(torch.isfinite(out.detach()).all())
+        return out
+
+
+def _step_rows() -> list[Row]:
+    torch.manual_seed(0)
+    cases = [
+        ("small classifier", SmallClassifier(), torch.randint(40, (32, 50)), torch.randint(4, (32,)), 1.08, 10),
+        ("small GPT", SmallGpt(), torch.randint(200, (8, 96)), torch.randint(200, (8, 96)), 1.02, 1),
+        ("convolutional net", ConvNet(), torch.randn(8, 3, 32, 32), torch.randint(10, (8,)), 1.02, 1),
+    ]
+    rows = []
+    for name, model, inputs, targets, bar, repeats in cases:
+        step = training_step(model, inputs, targets)
+        step()
+        start = time.perf_counter()
+        for _ in range(5):
+            step()
+        plain_ms = (time.perf_counter() - start) * 200.0
+        note = f"plain step {plain_ms:.1f} ms, {len(list(model.parameters()))} tensors"
+        around: Callable[[], AbstractContextManager[object]] = lambda: instrument.stable(profile="guard")  # noqa: E731
+        rows.append(paired(AREA, f"{name}: guard", step, step, bar=bar, repeats=repeats, around_a=around, note=note))
+        train: Callable[[], AbstractContextManager[object]] = lambda: instrument.stable(profile="train")  # noqa: E731
+        rows.append(paired(AREA, f"{name}: train", step, step, bar=bar, repeats=repeats, around_a=train, note="clipping included"))
+        if name == "small classifier":
+            rows.append(paired(AREA, f"{name}: set_detect_anomaly", step, step, pairs=9, repeats=repeats, around_a=_anomaly, note="yardstick"))
+            rows.append(paired(AREA, f"{name}: TorchFunctionMode isfinite", step, step, pairs=9, repeats=repeats, around_a=_CheckEveryOp, note="yardstick"))
+            parameters = list(model.parameters())
+
+            def clipped(step: Callable[[], None] = step, parameters: list[nn.Parameter] = parameters) -> None:
+                step()
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+
+            rows.append(paired(AREA, f"{name}: clip_grad_norm_ by hand", clipped, step, pairs=9, repeats=repeats, note="yardstick"))
+    return rows
+
+
+def _anomaly() -> AbstractContextManager[object]:
+    return torch.autograd.detect_anomaly(check_nan=True)
+
+
+def _step_guard_rows() -> list[Row]:
+    rows = []
+    for count in (50, 500):
+        parameters = [nn.Parameter(torch.randn(1000)) for _ in range(count)]
+        for parameter in parameters:
+            parameter.grad = torch.randn(1000)
+
+        def ours(parameters: list[nn.Parameter] = parameters) -> None:
+            clip_by_global_norm_([p.grad for p in parameters if p.grad is not None], 1.0)
+
+        def torchs(parameters: list[nn.Parameter] = parameters) -> None:
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+
+        rows.append(paired(AREA, f"step guard against clip_grad_norm_, {count} tensors", ours, torchs, bar=1.0, repeats=20))
+    return rows
+
+
+def _enter_rows() -> list[Row]:
+    """Entering and leaving with 2,000 extra modules loaded, a tenth of which use torch, each with functions and classes."""
+    import sys
+
+    source = "import torch\nfrom torch import exp\nimport torch.nn.functional as F\nclass M(torch.nn.Module):\n    act = staticmethod(torch.exp)\n"
+    source += "\n".join(f"def f{i}(x, g=exp): return g(x) + {i}" for i in range(20))
+    plain = "import os, json\n" + "\n".join(f"def f{i}(x): return x + {i}\nclass C{i}: a = {i}" for i in range(20))
+    names = []
+    for index in range(2000):
+        module = types.ModuleType(f"bench_module_{index}")
+        exec(source if index % 10 == 0 else plain, module.__dict__)
+        sys.modules[module.__name__] = module
+        names.append(module.__name__)
+    try:
+        block = instrument.stable(profile="guard")
+        times = []
+        for _ in range(21):
+            start = time.perf_counter()
+            with block:
+                pass
+            times.append((time.perf_counter() - start) * 1000.0)
+        low, middle, high = quartiles(times[1:])
+        return [Row(AREA, "enter + leave, 2,000 modules", middle, low, high, 20, bar=50.0, unit="ms")]
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
+def _operation_rows() -> list[Row]:
+    rows = []
+    for size, bar, repeats, pairs in ((1_000, 1.5, 200, 21), (1_000_000, 1.25, 5, 21), (100_000_000, 1.15, 1, 7)):
+        for name, function in (("exp", lambda x: x.exp()), ("divide", lambda x: x / x), ("sqrt", lambda x: x.sqrt()), ("log", lambda x: x.log())):
+            x = (torch.rand(size) + 0.5).requires_grad_()
+            ones = torch.ones(size)
+
+            def work(function=function, x=x, ones=ones) -> None:  # type: ignore[no-untyped-def]
+                torch.autograd.grad(function(x), x, ones)
+
+            around: Callable[[], AbstractContextManager[object]] = lambda: instrument.stable(profile="guard")  # noqa: E731
+            rows.append(paired(AREA, f"{name}, {size:,} elements, forward + backward", work, work, bar=bar, repeats=repeats, pairs=pairs, around_a=around))
+    return rows
+
+
+def rows() -> list[Row]:
+    """Every row of the instrument section that one process can measure."""
+    return [*_step_rows(), *_step_guard_rows(), *_enter_rows(), *_operation_rows()]
