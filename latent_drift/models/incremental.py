@@ -54,7 +54,7 @@ class IncrementalBlock:
         q, k, v = torch.split(F.linear(_norm(x, block.att_ln), self._projections), self._split, dim=-1)  # type: ignore[no-untyped-call]
         self._keys[:, position] = k.reshape(self._rows, self._dim_qk)
         self._values[:, position] = v.reshape(self._rows, self._dim_v)
-        # One query a row: two small products cost a third of scaled_dot_product_attention's overhead.
+        # One query a row: two small products start sooner than scaled_dot_product_attention does.
         scores = torch.bmm(q.reshape(self._rows, 1, self._dim_qk), self._keys[:, : position + 1].mT)
         y = torch.bmm(scores.softmax(-1), self._values[:, : position + 1])
         x = x + F.linear(y.view(x.shape[0], self._split[2]), self._out)

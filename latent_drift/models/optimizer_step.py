@@ -1,0 +1,158 @@
+"""One optimizer step under a stability config: scale, look, clip, step or skip."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latent_drift.config import StabilityConfig
+from latent_drift.errors import GiveUpError, NumericalError
+from latent_drift.models.distributed import all_reduce, is_dist_avail_and_initialized
+from latent_drift.models.master_copies import MasterCopies
+from latent_drift.numerics.gradients import (
+    GradientHistory,
+    clip_adaptively_,
+    clip_by_global_norm_,
+    clip_by_value_,
+    global_norm,
+    zero_nonfinite_,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What one step did. `norm` is the global gradient norm before clipping (NaN or inf where a gradient is)."""
+
+    loss: float
+    norm: float
+    clipped: bool
+    skipped: bool
+
+
+class OptimizerStep:
+    """Backward and step of a loss, as `config.gradient` says.
+
+    A step whose loss or gradients are not finite is skipped, on all ranks alike (`nonfinite = skip`; "zero", "raise" and
+    "record" do as they say); the others are clipped (`clip`) and their update bounded (`update_bound`). Half-precision
+    weights are stepped through float32 copies.
+
+    Args:
+        model: whose parameters are trained.
+        make_optimizer: called once with the list of tensors to step, returns their optimizer. Or an optimizer that
+            the caller has built over the model's own parameters.
+        scaler: a `torch.amp.GradScaler` for float16 autocast, or None.
+
+    Raises (from a call):
+        GiveUpError: more than `config.gradient.max_consecutive_skips` skipped steps in a row.
+        NumericalError: a non-finite gradient under `nonfinite = raise`.
+    """
+
+    def __init__(self, model: nn.Module, make_optimizer: Any, config: StabilityConfig, scaler: torch.amp.GradScaler | None = None) -> None:
+        self._model = model
+        self._gradient = config.gradient
+        self._scaler = scaler
+        self._master: MasterCopies | None = None
+        if isinstance(make_optimizer, torch.optim.Optimizer):
+            self.optimizer = make_optimizer
+        else:
+            self._master = MasterCopies(model.parameters(), config)
+            self.optimizer = make_optimizer(self._master.parameters)
+        clip = config.gradient.clip
+        self._history = GradientHistory(clip.history) if clip.kind in ("adaptive_percentile", "zscore") else None
+        self.consecutive_skips = 0
+
+    def __call__(self, loss: Tensor) -> StepOutcome:
+        """Backward through `loss` (0-d) and step; gradients are cleared before and after."""
+        self._clear()
+        scale = self._master.scale if self._master is not None and self._scaler is None else 1.0
+        (self._scaler.scale(loss) if self._scaler is not None else loss * scale).backward()  # type: ignore[no-untyped-call]
+        if self._scaler is not None:
+            self._scaler.unscale_(self.optimizer)
+        if self._master is not None:
+            self._master.take_gradients()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for p in parameters]
+        value, norm = float(loss.detach()), global_norm(gradients)
+        finite = self._agreed(math.isfinite(value) and math.isfinite(norm))
+        if not finite and self._gradient.nonfinite == "raise":
+            raise NumericalError(f"the loss is {value} and the gradient norm {norm}; parameters with a bad gradient: {self._bad_names()}")
+        skipped = not finite and (self._gradient.nonfinite == "skip" or not math.isfinite(value))
+        clipped = False
+        if not skipped:
+            if not finite and self._gradient.nonfinite == "zero":
+                zero_nonfinite_(gradients)
+            clipped = self._clip(parameters, gradients)
+            self._step(parameters, forced=not finite)
+        elif self._master is not None and self._scaler is None:
+            self._master.back_off()
+        if self._scaler is not None:
+            self._scaler.update()
+        self._clear()
+        self.consecutive_skips = self.consecutive_skips + 1 if skipped else 0
+        if self.consecutive_skips > self._gradient.max_consecutive_skips:
+            raise GiveUpError(
+                f"{self.consecutive_skips} steps in a row had a loss or gradient that is not finite (the last: loss {value}, norm {norm}); "
+                "the weights have diverged: lower the learning rate or return to an earlier checkpoint"
+            )
+        return StepOutcome(value, norm, clipped, skipped)
+
+    def _agreed(self, finite: bool) -> bool:
+        """Whether all ranks are finite."""
+        if not is_dist_avail_and_initialized():
+            return finite
+        device = next(self._model.parameters()).device
+        return bool(all_reduce(torch.tensor(float(finite), device=device), op="MIN").item() > 0)
+
+    def _clip(self, parameters: list[Tensor], gradients: list[Tensor]) -> bool:
+        clip = self._gradient.clip
+        if clip.kind == "norm":
+            order = math.inf if clip.norm_type == "inf" else clip.norm_type
+            return clip_by_global_norm_(gradients, clip.max_norm, order).clipped
+        if clip.kind == "value":
+            return clip_by_value_(gradients, clip.max_value).clipped
+        if clip.kind == "agc":
+            return clip_adaptively_(parameters, clip.clipping, clip.eps).clipped
+        if clip.kind == "none" or self._history is None:
+            return False
+        norm = global_norm(gradients)
+        limit = math.inf if clip.max_norm is None else clip.max_norm
+        if len(self._history) >= clip.warmup:
+            threshold = (
+                self._history.percentile(clip.percentile) if clip.kind == "adaptive_percentile" else self._history.zscore_threshold(clip.threshold)
+            )
+            limit = min(limit, threshold)
+        self._history.record(norm)
+        return 0 < limit < math.inf and clip_by_global_norm_(gradients, limit, norm=norm).clipped
+
+    def _step(self, parameters: list[Tensor], forced: bool) -> None:
+        bound = self._gradient.update_bound
+        before = [p.detach().clone() for p in parameters] if bound.kind == "ratio" else []
+        if self._scaler is not None and not forced:
+            self._scaler.step(self.optimizer)
+        else:
+            self.optimizer.step()
+        if bound.kind == "ratio":
+            _bound_updates_(parameters, before, bound.max_ratio, bound.eps)
+        if self._master is not None:
+            self._master.publish()
+
+    def _clear(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self._model.zero_grad(set_to_none=True)
+
+    def _bad_names(self) -> str:
+        bad = [name for name, p in self._model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+        return ", ".join(bad) or "none on this rank"
+
+
+@torch.no_grad()
+def _bound_updates_(parameters: list[Tensor], before: list[Tensor], max_ratio: float, floor: float) -> None:
+    """Shrink each parameter's update to `max_ratio` times the norm it had, taken as `floor` at least."""
+    for parameter, old in zip(parameters, before, strict=True):
+        update = parameter - old
+        limit = max_ratio * old.norm().clamp_min(floor)
+        parameter.copy_(old + update * (limit / update.norm().clamp_min(torch.finfo(update.dtype).tiny)).clamp_max(1.0))
