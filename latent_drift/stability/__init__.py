@@ -1,0 +1,51 @@
+"""The stability toolbox: every public name, loaded when it is first used (PEP 562)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+# Module -> the public names it defines.
+_MODULES: dict[str, tuple[str, ...]] = {
+    "constants": ("StabilityConstants", "get_eps"),
+    "elementary": ("stable_divide", "stable_exp", "stable_log", "stable_logit", "stable_sigmoid", "stable_softplus", "stable_sqrt"),
+    "reductions": ("log_sum_exp", "stable_log_softmax", "stable_norm", "stable_normalize", "stable_softmax"),
+    "normalization": ("RMSNorm", "StableLayerNorm"),
+    "attention": ("StableAttention",),
+    "transformer": ("StableTransformerBlock",),
+    "gradients": (
+        "GradientManager",
+        "adaptive_clip",
+        "adaptive_gradient_clipping",
+        "agc",
+        "check_gradients",
+        "clip_gradients",
+        "normalize_gradients",
+    ),
+    "losses": ("StableLosses", "gaussian_nll", "stable_binary_cross_entropy", "stable_cross_entropy", "stable_kl_divergence", "stable_vae_loss"),
+    "amp": ("DynamicLossScaler", "MixedPrecisionHelper", "stable_backward"),
+    "health": ("check_tensor", "check_tensor_health"),
+    "assertions": ("assert_finite", "assert_in_range", "assert_normalized", "assertions", "assertions_enabled", "set_assertions"),
+}
+_EXPORTS: dict[str, str] = {name: f"latent_drift.stability.{module}" for module, names in _MODULES.items() for name in names} | {
+    # Defined below the toolbox, where run time shares them.
+    "GradientHistory": "latent_drift.numerics.gradients",
+    "RunningMoments": "latent_drift.numerics.moments",
+    "kahan_sum": "latent_drift.numerics.summation",
+    "pairwise_sum": "latent_drift.numerics.summation",
+    "welford": "latent_drift.numerics.moments",
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        value = getattr(import_module(_EXPORTS[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'latent_drift.stability' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

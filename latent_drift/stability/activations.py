@@ -1,0 +1,158 @@
+"""Statistics of every layer's output, recorded by hooks, read from the device once."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+_FIELDS = ("elements", "mean", "std", "min", "max", "nan", "inf", "zero_fraction", "denormal_fraction", "dead_fraction", "saturated_fraction")
+
+
+class ActivationMonitor(nn.Module):
+    """Records, for every leaf module of a model, mean, standard deviation, range, NaN, inf, dead units and subnormal share of its last output.
+
+    Args:
+        model: if given, hooks are registered on it at once.
+
+    Use `register_hooks(model)` and `remove_hooks()`, or as a context manager. The model is not registered as a
+    child, its outputs are not changed, and nothing is read from the device until `stats` is asked for.
+
+    *Numerics*: statistics of the finite elements in float32 (float64 for float64). Each hook is bound to its own name: a closure over the loop's
+    variable would report every layer under the last one's. A unit (channel of a convolution, feature of a linear layer) is dead if its output
+    was 0 for the whole batch.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
+    >>> with ActivationMonitor(model) as monitor:
+    ...     _ = model(torch.ones(4, 2))
+    >>> sorted(monitor.stats), monitor.stats["1"]["min"] >= 0, len(model[0]._forward_hooks)
+    (['0', '1'], True, 0)
+    """
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        super().__init__()
+        self._handles: list[RemovableHandle] = []
+        self._records: dict[str, tuple[Tensor, str]] = {}
+        self._read: dict[str, dict[str, Any]] | None = None
+        if model is not None:
+            self.register_hooks(model)
+
+    def register_hooks(self, model: nn.Module) -> ActivationMonitor:
+        """Watch the leaf modules of `model` (a model without children itself). Registering again adds nothing twice. Returns itself."""
+        self.remove_hooks()
+        for name, module in model.named_modules():
+            if not any(True for _ in module.children()) and module is not self:
+                self._handles.append(module.register_forward_hook(partial(self._record, name)))
+        return self
+
+    def remove_hooks(self) -> None:
+        """Take every hook off again; recorded statistics stay."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def reset(self) -> None:
+        """Forget the recorded statistics."""
+        self._records.clear()
+        self._read = None
+
+    def __enter__(self) -> ActivationMonitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove_hooks()
+
+    def _record(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        tensor = next((t for t in (output if isinstance(output, (tuple, list)) else [output]) if isinstance(t, Tensor)), None)
+        if tensor is None or not tensor.is_floating_point() or tensor.layout is not torch.strided:
+            return
+        self._records[name] = (_statistics(tensor.detach(), module), type(module).__name__)
+        self._read = None
+
+    @property
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """name -> `mean, std, min, max, has_nan, has_inf`, and `zero_fraction`, `denormal_fraction`, `dead_fraction`, `saturated_fraction` (share of
+        a sigmoid's or tanh's outputs within 1 % of its limits), `elements`, `layer` (class name). Read from the device once, then kept."""
+        if self._read is None:
+            rows = _to_lists([record for record, _ in self._records.values()])
+            self._read = {}
+            for (name, (_, layer)), row in zip(self._records.items(), rows, strict=True):
+                values = dict(zip(_FIELDS, row, strict=True))
+                self._read[name] = {
+                    **{k: values[k] for k in ("mean", "std", "min", "max")},
+                    "has_nan": values["nan"] > 0,
+                    "has_inf": values["inf"] > 0,
+                    **{k: values[k] for k in ("zero_fraction", "denormal_fraction", "dead_fraction", "saturated_fraction")},
+                    "elements": int(values["elements"]),
+                    "layer": layer,
+                }
+        return self._read
+
+    def forward(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Run `model(*args, **kwargs)` with hooks, and without them afterwards; returns its output."""
+        self.register_hooks(model)
+        try:
+            return model(*args, **kwargs)
+        finally:
+            self.remove_hooks()
+
+
+def _to_lists(rows: list[Tensor]) -> list[list[float]]:
+    """All rows in one read per device."""
+    if not rows:
+        return []
+    if len({r.device for r in rows}) == 1:
+        result: list[list[float]] = torch.stack(rows).tolist()
+        return result
+    return [r.tolist() for r in rows]
+
+
+def _statistics(x: Tensor, module: nn.Module) -> Tensor:
+    """The numbers of `_FIELDS` as one small tensor on the output's device."""
+    wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    n = max(wide.numel(), 1)
+    finite = wide.isfinite()
+    count = finite.sum()
+    zeros = torch.zeros_like(wide)
+    kept = torch.where(finite, wide, zeros)
+    mean = kept.sum() / count.clamp(min=1)
+    std = (torch.where(finite, (wide - mean).square(), zeros).sum() / (count - 1).clamp(min=1)).sqrt()
+    some = wide.numel() > 0
+    low = torch.where(finite, wide, torch.full_like(wide, torch.inf)).min() if some else mean
+    high = torch.where(finite, wide, torch.full_like(wide, -torch.inf)).max() if some else mean
+    zero = x == 0
+    denormal = (x.abs() < torch.finfo(x.dtype).smallest_normal) & ~zero
+    # a unit is a channel of a convolutional output (batch, channel, ...), or a feature
+    axis = 1 if isinstance(module, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)) or x.dim() > 3 else x.dim() - 1
+    if x.dim() > 1 and some:
+        dead = zero.all(tuple(d for d in range(x.dim()) if d != axis)).float().mean()
+    else:
+        dead = mean.new_zeros(())
+    if isinstance(module, nn.Sigmoid):
+        saturated = ((wide < 0.01) | (wide > 0.99)).float().mean() if some else mean.new_zeros(())
+    elif isinstance(module, nn.Tanh):
+        saturated = (wide.abs() > 0.98).float().mean() if some else mean.new_zeros(())
+    elif isinstance(module, nn.Softmax):
+        saturated = (wide.max(-1).values > 0.999).float().mean() if some and wide.dim() else mean.new_zeros(())
+    else:
+        saturated = mean.new_zeros(())
+    numbers = (
+        count * 0 + wide.numel(),
+        mean,
+        std,
+        low,
+        high,
+        wide.isnan().sum(),
+        wide.isinf().sum(),
+        zero.sum() / n,
+        denormal.sum() / n,
+        dead,
+        saturated,
+    )
+    return torch.stack([v.to(torch.float32 if wide.device.type == "mps" else torch.float64) for v in numbers])

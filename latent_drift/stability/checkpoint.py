@@ -1,0 +1,152 @@
+"""Checkpoints that are whole or not there, hold only finite parameters, and keep the last good one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latent_drift.errors import NumericalError, UsageError
+from latent_drift.numerics.finite import is_finite, summarise
+
+_FORMAT = 1
+
+
+def save_checkpoint_with_validation(
+    model: nn.Module,
+    path: str | Path,
+    optimizer: torch.optim.Optimizer | None = None,
+    scheduler: Any = None,
+    scaler: Any = None,
+    *,
+    keep_previous: bool = True,
+    **extra: Any,
+) -> Path:
+    """Write model, optimizer, scheduler, scaler and `extra` to `path`, atomically; refuse parameters that are not finite.
+
+    Args:
+        model: its state dict is saved; a DDP wrapper is looked through.
+        path: where; missing folders are made.
+        optimizer, scheduler, scaler: their states, if given.
+        keep_previous: whether the file that was there stays as `<path>.previous`.
+        extra: plain data (numbers, strings, lists, dicts, tensors): epoch, step, config document.
+
+    Returns:
+        The path.
+
+    Raises:
+        NumericalError: a parameter or buffer holds NaN or inf (named, with statistics); nothing is written, the old file stays.
+
+    *Numerics*: written to a file beside it, flushed to disk, and renamed: whoever reads sees the old or the new one, whole, also if the process dies.
+
+    >>> import tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save_checkpoint_with_validation(torch.nn.Linear(2, 1), f"{folder}/last.pt", epoch=3)
+    ...     load_checkpoint(path)["epoch"]
+    3
+    """
+    path = Path(path)
+    state = _unwrapped(model).state_dict()
+    bad = [f"{name}: {summarise(value)}" for name, value in state.items() if isinstance(value, Tensor) and not is_finite(value)]
+    if bad:
+        raise NumericalError(f"checkpoint {path.name} was not written, {len(bad)} tensors are not finite: {'; '.join(bad[:5])}")
+    content: dict[str, Any] = {"format": _FORMAT, "model": state}
+    for key, holder in (("optimizer", optimizer), ("scheduler", scheduler), ("scaler", scaler)):
+        if holder is not None:
+            content[key] = holder.state_dict()
+    clash = sorted(set(extra) & {"format", "model", "optimizer", "scheduler", "scaler"})
+    if clash:
+        raise UsageError(f"save_checkpoint_with_validation: {', '.join(clash)} cannot be an extra entry; the checkpoint has its own")
+    content.update(extra)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep_previous and path.exists():
+            previous = path.with_name(path.name + ".previous")
+            link = Path(temporary + ".link")
+            try:
+                os.link(path, link)  # the old file keeps its name until the new one takes it
+            except OSError:  # a file system without hard links
+                shutil.copy2(path, link)
+            os.replace(link, previous)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+    return path
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    inner: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    return inner
+
+
+def load_checkpoint(
+    path: str | Path,
+    model: nn.Module | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    scheduler: Any = None,
+    scaler: Any = None,
+    *,
+    map_location: Any = "cpu",
+    strict: bool = True,
+) -> dict[str, Any]:
+    """Read a checkpoint with `weights_only=True` and load its parts into what is given.
+
+    Args:
+        path: a file of `save_checkpoint_with_validation`; if it cannot be read, `<path>.previous` is taken.
+        model, optimizer, scheduler, scaler: loaded in place.
+        map_location: as for `torch.load`.
+        strict: as for `load_state_dict`.
+
+    Returns:
+        The whole content; `loaded_from` is the file it came from.
+
+    Raises:
+        FileNotFoundError: neither file is there.
+        UsageError: a part that was asked for is not in it, or neither file can be read.
+
+    >>> import tempfile, torch
+    >>> a, b = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = load_checkpoint(save_checkpoint_with_validation(a, f"{folder}/x.pt"), b)
+    >>> torch.equal(a.weight, b.weight)
+    True
+    """
+    path = Path(path)
+    candidates = [p for p in (path, path.with_name(path.name + ".previous")) if p.exists()]
+    if not candidates:
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    failures = []
+    for candidate in candidates:
+        try:
+            content: dict[str, Any] = torch.load(candidate, map_location=map_location, weights_only=True)
+        except Exception as error:  # a torn file fails in many ways: zip, pickle, EOF; each is told, none hidden
+            failures.append(f"{candidate.name}: {type(error).__name__}: {error}")
+            continue
+        for key, target in (("model", model), ("optimizer", optimizer), ("scheduler", scheduler), ("scaler", scaler)):
+            if target is None:
+                continue
+            if key not in content:
+                raise UsageError(f"{candidate.name} holds no {key} state; it has {', '.join(content)}")
+            if key == "model":
+                _unwrapped(target).load_state_dict(content[key], strict=strict)
+            else:
+                target.load_state_dict(content[key])
+        content["loaded_from"] = str(candidate)
+        return content
+    raise UsageError(f"checkpoint {path.name} cannot be read: {'; '.join(failures)}")
