@@ -10,17 +10,19 @@ binary(node, "-")                        (left, right) of an operator, through n
 power_of(source, node, 2)                x of x**2, x.pow(2), x.square(), torch.square(x), x * x
 one_plus, one_minus                      x of 1 + x and x + 1; x of 1 - x
 operand, argument                        source text to put into a template, parenthesised where needed
+rewritten(source, node, {part: text})    the text of a node with parts of it replaced
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import libcst as cst
 
 from patches import flow, operations, values
 from patches.constants import number
-from patches.edits import AddLines, Edit, Replace, Unfixable
+from patches.edits import AddImport, AddLines, Edit, Replace, Unfixable
 from patches.flow import definition
 from patches.names import qualified, spell
 from patches.operations import Operation
@@ -32,16 +34,20 @@ __all__ = [
     "Value",
     "argument",
     "binary",
-    "call_text",
     "definition",
+    "exp_limit",
     "function_text",
     "imports_torch",
+    "is_double_default",
     "is_double_in_sight",
+    "is_epsilon_name",
     "is_half_in_sight",
     "is_other",
     "is_pure",
     "is_tensor",
+    "log_softmax_in_place_of",
     "negated",
+    "negation",
     "no_grad_at",
     "number",
     "one_minus",
@@ -51,6 +57,7 @@ __all__ = [
     "power_of",
     "qualified",
     "reuse",
+    "rewritten",
     "same",
     "sibling_call",
     "spell",
@@ -200,18 +207,6 @@ def argument(source: Source, node: cst.BaseExpression) -> str:
     return text
 
 
-def call_text(source: Source, found: Operation, name: str, *extra: str, alternatives: tuple[str, ...] = ()) -> tuple[str, str | None]:
-    """A call of torch operation `name` on `found.input`, in the form (method or function) that `found` has.
-
-    Returns the text and the import that it needs, if any. A method is used only where Tensor has one:
-    give `alternatives` (full names) when the operation is a function only, or for modules.
-    """
-    if found.form == "method" and not alternatives:
-        return f"{operand(source, found.input)}.{name}({', '.join(extra)})", None
-    spelling = spell(source, found.node, *(alternatives or (f"torch.{name}",)))
-    return f"{spelling.text}({', '.join((argument(source, found.input), *extra))})", spelling.needs_import
-
-
 def sibling_call(source: Source, call: cst.Call, name: str) -> tuple[cst.Call, str | None]:
     """`call` with its function replaced by another of the same owner, arguments and layout as they stand.
 
@@ -245,7 +240,7 @@ _PURE_FUNCTIONS = frozenset(
     "view reshape squeeze unsqueeze expand transpose permute flatten contiguous float double half to detach"
     " exp log log1p expm1 sqrt abs tanh sigmoid "
     "softmax log_softmax softplus relu clamp sum mean amax amin max min pow square neg add sub mul div matmul mm bmm einsum cat stack where norm "
-    "logsumexp type_as chunk split size cos sin".split()
+    "logsumexp type_as chunk split size cos sin eq ne lt le gt ge bool int long logical_not logical_and logical_or isnan isfinite any all dim".split()
 )
 
 
@@ -279,6 +274,94 @@ def reuse(source: Source, expression: cst.BaseExpression, suggestion: str) -> tu
     while scope.lookup(name) is not None or re.search(rf"\b{name}\b", source.text):
         name += "_"
     return name, (AddLines(statement, (f"{name} = {argument(source, expression)}",), "before"), Replace(expression, name))
+
+
+def log_softmax_in_place_of(source: Source, log: cst.Call, softmax: Operation, direct: bool) -> tuple[Edit, ...]:
+    """The edits that write the log-softmax of `softmax`'s input in place of the call `log`; `direct` if the one holds the other.
+
+    Raises:
+        Unfixable: an nn.Softmax without a dim, or an input that would be computed twice.
+    """
+    text, extra = (source.code(softmax.input), ()) if direct else reuse(source, softmax.input, "logits")
+    if softmax.form == "module":
+        dim = softmax.argument(0, "dim")
+        if dim is None:
+            raise Unfixable("nn.Softmax without a dim picks one by the number of axes")
+        new, needs = function_text(source, log, "torch.nn.functional.log_softmax", text, f"dim={source.code(dim)}")
+    else:
+        call, needs = sibling_call(source, softmax.node, "log_softmax")
+        if extra:
+            call = cst.ensure_type(call.deep_replace(softmax.input, cst.parse_expression(text)), cst.Call)
+        new = source.code(call)
+    imports = (AddImport(needs),) if needs is not None else ()
+    return (Replace(log, new), *imports, *extra)
+
+
+def negation(source: Source, node: cst.BaseExpression) -> str:
+    """The text of -x as a call's argument: `x` for `-x`, `k * x` for `-k * x`, else `-x`."""
+    bare = node.with_changes(lpar=(), rpar=())
+    if isinstance(bare, cst.UnaryOperation) and isinstance(bare.operator, cst.Minus):
+        return argument(source, bare.expression)
+    stripped = _without_leading_minus(bare)
+    if stripped is not None:
+        return source.code(stripped)
+    found = operation(source, node, "neg")
+    if found is not None and found.plain:
+        return argument(source, found.input)
+    return f"-{operand(source, node) if not isinstance(bare, (cst.Integer, cst.Float)) else source.code(bare)}"
+
+
+def _without_leading_minus(node: cst.BaseExpression) -> cst.BaseExpression | None:
+    """`k * x` for `-k * x` and `-k / x`; None for anything else."""
+    if isinstance(node, cst.UnaryOperation) and isinstance(node.operator, cst.Minus) and not node.lpar:
+        return node.expression
+    if isinstance(node, cst.BinaryOperation) and isinstance(node.operator, (cst.Multiply, cst.Divide)) and not node.lpar:
+        left = _without_leading_minus(node.left)
+        return node.with_changes(left=left) if left is not None else None
+    return None
+
+
+_LARGEST_EXP = {"float16": 11.089, "float64": 709.78}
+
+
+def exp_limit(source: Source, value: Value) -> float:
+    """The argument from which exp overflows in what the code runs in, as far as that is known: float32 unless said otherwise."""
+    dtype = value.dtype if value.dtype in _LARGEST_EXP else source.settings.dtype
+    return _LARGEST_EXP.get(dtype or "", 88.72)
+
+
+def is_double_default(source: Source) -> bool:
+    """Whether the file, or the command line, makes float64 the dtype of the run."""
+    if source.settings.dtype is not None:
+        return source.settings.dtype == "float64"
+    return re.search(r"set_default_dtype\(\s*\w+\.(float64|double)", source.text) is not None
+
+
+def is_epsilon_name(node: cst.BaseExpression) -> bool:
+    """Whether an expression is called like a small guard: `eps`, `self.epsilon`, `EPS`, `tiny`, `delta`."""
+    name = node.value if isinstance(node, cst.Name) else node.attr.value if isinstance(node, cst.Attribute) else ""
+    return re.search(r"(?i)(^|_)(eps|epsilon|tiny|delta|jitter|small)($|_|\d)", name) is not None
+
+
+def rewritten(source: Source, node: cst.CSTNode, parts: Mapping[cst.CSTNode, str]) -> str:
+    """The text of `node` with some of its parts replaced, their parentheses with them; comments and layout stay."""
+    start, end = source.span(node)
+    changes = sorted((*_with_parentheses(source, part), text) for part, text in parts.items())
+    pieces: list[str] = []
+    for first, last, text in changes:
+        pieces.extend((source.text[start:first], text))
+        start = last
+    return "".join((*pieces, source.text[start:end]))
+
+
+def _with_parentheses(source: Source, node: cst.CSTNode) -> tuple[int, int]:
+    start, end = source.span(node)
+    for _ in getattr(node, "lpar", ()):
+        opening, closing = source.text.rfind("(", 0, start), source.text.find(")", end)
+        if source.text[opening + 1 : start].strip() or source.text[end:closing].strip():
+            break  # a comment lies between: the parentheses stay
+        start, end = opening, closing + 1
+    return start, end
 
 
 def is_half_in_sight(source: Source) -> bool:
