@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,10 @@ from latent_drift.numerics.gradients import (
     global_norm,
     zero_nonfinite_,
 )
+
+UPDATE_FLOOR: Final = 0.2
+"""Norm that a smaller parameter counts as, so that a bias of 128 zeros may move by 0.03 * 0.2 / sqrt(128) = 5e-4 an
+entry and step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +44,30 @@ class OptimizerStep:
     "record" do as they say); the others are clipped (`clip`) and their update bounded (`update_bound`). Half-precision
     weights are stepped through float32 copies.
 
+    Clipping alone does not bound AdamW, whose step does not depend on the gradient's scale: at 100 times a sound
+    learning rate every weight moves by its own size each step. `update_ratio` bounds the step itself.
+
     Args:
         model: whose parameters are trained.
         make_optimizer: called once with the list of tensors to step, returns their optimizer. Or an optimizer that
             the caller has built over the model's own parameters.
         scaler: a `torch.amp.GradScaler` for float16 autocast, or None.
+        update_ratio: largest norm of a parameter's update, relative to the parameter's norm (`UPDATE_FLOOR` at least);
+            None for no bound. A ratio in `config.gradient.update_bound` takes its place.
 
     Raises (from a call):
         GiveUpError: more than `config.gradient.max_consecutive_skips` skipped steps in a row.
         NumericalError: a non-finite gradient under `nonfinite = raise`.
     """
 
-    def __init__(self, model: nn.Module, make_optimizer: Any, config: StabilityConfig, scaler: torch.amp.GradScaler | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        make_optimizer: Any,
+        config: StabilityConfig,
+        scaler: torch.amp.GradScaler | None = None,
+        update_ratio: float | None = None,
+    ) -> None:
         self._model = model
         self._gradient = config.gradient
         self._scaler = scaler
@@ -61,6 +77,8 @@ class OptimizerStep:
         else:
             self._master = MasterCopies(model.parameters(), config)
             self.optimizer = make_optimizer(self._master.parameters)
+        bound = config.gradient.update_bound
+        self._bound = (update_ratio, UPDATE_FLOOR) if bound.kind == "none" else (bound.max_ratio, bound.eps)
         clip = config.gradient.clip
         self._history = GradientHistory(clip.history) if clip.kind in ("adaptive_percentile", "zscore") else None
         self.consecutive_skips = 0
@@ -129,14 +147,14 @@ class OptimizerStep:
         return 0 < limit < math.inf and clip_by_global_norm_(gradients, limit, norm=norm).clipped
 
     def _step(self, parameters: list[Tensor], forced: bool) -> None:
-        bound = self._gradient.update_bound
-        before = [p.detach().clone() for p in parameters] if bound.kind == "ratio" else []
+        ratio, floor = self._bound
+        before = [] if ratio is None else [p.detach().clone() for p in parameters]
         if self._scaler is not None and not forced:
             self._scaler.step(self.optimizer)
         else:
             self.optimizer.step()
-        if bound.kind == "ratio":
-            _bound_updates_(parameters, before, bound.max_ratio, bound.eps)
+        if ratio is not None and parameters:
+            _bound_updates_(parameters, before, ratio, floor)
         if self._master is not None:
             self._master.publish()
 
@@ -152,7 +170,10 @@ class OptimizerStep:
 @torch.no_grad()
 def _bound_updates_(parameters: list[Tensor], before: list[Tensor], max_ratio: float, floor: float) -> None:
     """Shrink each parameter's update to `max_ratio` times the norm it had, taken as `floor` at least."""
-    for parameter, old in zip(parameters, before, strict=True):
-        update = parameter - old
-        limit = max_ratio * old.norm().clamp_min(floor)
-        parameter.copy_(old + update * (limit / update.norm().clamp_min(torch.finfo(update.dtype).tiny)).clamp_max(1.0))
+    updates = torch._foreach_sub(parameters, before)
+    sizes, norms = (torch.stack([n.float() for n in torch._foreach_norm(tensors)]) for tensors in (updates, before))
+    factors = (max_ratio * norms.clamp_min(floor) / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)).clamp_max(1.0)
+    if bool((factors < 1.0).any()):
+        torch._foreach_mul_(updates, list(factors.unbind()))
+        torch._foreach_add_(before, updates)
+        torch._foreach_copy_(parameters, before)
