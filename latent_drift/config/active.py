@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from latent_drift.config.load import Source, load
-from latent_drift.config.sources import ENVIRONMENT
+from latent_drift.config.sources import ENVIRONMENT, working_directory
 from latent_drift.config.v1 import StabilityConfig
 
 
@@ -46,11 +47,11 @@ def active() -> StabilityConfig:
     for activation in (*_everywhere, *_here.get()):
         if activation.is_live and (newest is None or activation.serial > newest.serial):
             newest = activation
-    return _default(os.getcwd(), os.environ.get(ENVIRONMENT)) if newest is None else newest.config
+    return _default(working_directory(), os.environ.get(ENVIRONMENT)) if newest is None else newest.config
 
 
 @lru_cache(maxsize=16)
-def _default(directory: str, environment: str | None) -> StabilityConfig:
+def _default(directory: Path | None, environment: str | None) -> StabilityConfig:
     return load()
 
 

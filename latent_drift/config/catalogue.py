@@ -81,7 +81,10 @@ def release_from(document: Mapping[str, Any], origin: str) -> Release:
     missing = sorted(_ABOUT - document.keys())
     if missing:
         raise ConfigError(f"{origin}: {', '.join(missing)}: missing from what is otherwise a release of stability values")
-    found = document_sha256(document)
+    try:
+        found = document_sha256(document)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{origin}: a release is plain JSON data with finite numbers: {error}") from error
     if found != document["sha256"]:
         raise ConfigError(
             f"{origin}: config {document['version']} was changed after it was made: it states sha256 {document['sha256']}, its content has {found}. "

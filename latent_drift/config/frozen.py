@@ -49,11 +49,10 @@ class FrozenMapping(Mapping[str, Any]):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(
-            cls,
-            core_schema.union_schema([core_schema.is_instance_schema(cls), core_schema.dict_schema(core_schema.str_schema(strict=True))]),
-            serialization=core_schema.plain_serializer_function_ser_schema(thaw),
+        plain = core_schema.no_info_before_validator_function(
+            lambda value: thaw(value) if isinstance(value, FrozenMapping) else value, core_schema.dict_schema(core_schema.str_schema(strict=True))
         )
+        return core_schema.no_info_after_validator_function(cls, plain, serialization=core_schema.plain_serializer_function_ser_schema(thaw))
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

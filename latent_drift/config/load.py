@@ -17,7 +17,7 @@ from latent_drift.config.frozen import FrozenMapping, thaw
 from latent_drift.config.overlay import KIND, at, expand, lay_over, leaves
 from latent_drift.config.problems import closest, describe
 from latent_drift.config.sources import Statement
-from latent_drift.config.v1 import SCHEMA_VERSION, StabilityConfig
+from latent_drift.config.v1 import SCHEMA_VERSION, Section, StabilityConfig
 from latent_drift.errors import ConfigError
 
 Source = str | os.PathLike[str] | Mapping[str, Any] | StabilityConfig
@@ -94,8 +94,17 @@ def argument_statements(source: Source | None, profile: str | None, overrides: M
     fixed = [key for key in overrides if key.partition(".")[0] in StabilityConfig.IDENTITY]
     if fixed:
         raise ConfigError(f"{', '.join(fixed)}: says what a config is, and cannot be overridden. Name another release as the first argument.")
-    keywords = Statement(origin, profile=profile, overrides=expand(overrides, origin))
+    keywords = Statement(origin, profile=profile, overrides=expand(_plain(overrides), origin))
     return [statement for statement in (named, keywords) if not statement.is_empty]
+
+
+def _plain(value: Any) -> Any:
+    """`value` with sections of another config, such as `other.gradient`, as plain data."""
+    if isinstance(value, Section):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {key: _plain(element) for key, element in value.items()}
+    return value
 
 
 @dataclass(frozen=True)

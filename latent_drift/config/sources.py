@@ -87,6 +87,8 @@ def from_file(path: Path, origin: str | None = None) -> Statement:
         if statement is None:
             raise ConfigError(f"{path}: there is no [tool.{TABLE}] table that names a stability config")
         return statement
+    if "schema_version" in document:
+        document = migrate(document, origin)
     if "version" not in document:
         raise ConfigError(f'{origin}: version: missing. A config file names the release that it is for, e.g. version = "~=1.0".')
     return from_mapping(document, origin)
@@ -105,7 +107,7 @@ def read_document(path: Path) -> dict[str, Any]:
             return tomllib.loads(path.read_text(encoding="utf-8"))
         document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no config file {path} (working directory {Path.cwd()})") from error
+        raise ConfigError(f"there is no config file {path} (working directory {working_directory() or 'removed'})") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as a config: {error}") from error
     if not isinstance(document, dict):
@@ -178,13 +180,23 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Statement | No
     return from_text(text, ENVIRONMENT) if text else None
 
 
+def working_directory() -> Path | None:
+    """The working directory; None where it was removed."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return None
+
+
 def from_project(directory: Path | None = None) -> Statement | None:
     """What `[tool.latent-drift]` says in the first pyproject.toml met walking up from `directory` (the working directory).
 
     None where there is no such file, or its table names no config. A pyproject.toml without the table
     ends the walk: a project does not inherit the pin of the directory that it happens to lie in.
     """
-    directory = Path.cwd() if directory is None else directory
+    directory = working_directory() if directory is None else directory
+    if directory is None:
+        return None
     for parent in (directory, *directory.parents):
         path = parent / "pyproject.toml"
         if path.is_file():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -33,6 +34,16 @@ def stamp(path: Path, release: datetime.date | None = None) -> str:
     return str(document["sha256"])
 
 
+def _to_do(path: Path, sha256: str, released: datetime.date) -> str:
+    """What a release needs besides its date, ready to paste."""
+    file_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    entry = {path.stem: {"released": released.isoformat(), "sha256": sha256, "file_sha256": file_sha256}}
+    return (
+        f"CHANGELOG.md, under Numerics:\n- config {path.stem} ({released.isoformat()}): sha256 {sha256}. WHAT MOVED AND WHY\n"
+        f"tests/config/fixtures/released.json:\n{json.dumps(entry, indent=2)}\n"
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Stamp one draft, or all of them."""
     parser = argparse.ArgumentParser(prog="python -m latent_drift.config.stamp", description=(__doc__ or "").splitlines()[0])
@@ -52,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
             sys.stderr.write(f"{error}\n")
             return 2
         sys.stdout.write(f"{path.stem} sha256 {sha256}\n")
+        if options.release is not None:
+            sys.stdout.write(_to_do(path, sha256, options.release))
     return 0
 
 

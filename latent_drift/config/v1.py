@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from packaging.version import InvalidVersion, Version
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from latent_drift.config.frozen import FrozenMapping, thaw
 from latent_drift.errors import UsageError
@@ -371,6 +372,14 @@ def _iso_date(value: Any) -> Any:
     return value
 
 
+def _pep440(text: str) -> str:
+    try:
+        Version(text)
+    except InvalidVersion:
+        raise ValueError("should be a PEP 440 version") from None
+    return text
+
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -405,7 +414,7 @@ class StabilityConfig(Values):
 
     schema_version: Literal[1]
     """Shape of the document."""
-    version: str
+    version: Annotated[str, AfterValidator(_pep440)]
     """PEP 440 version of the values."""
     title: str
     released: Annotated[datetime.date | None, BeforeValidator(_iso_date)] = None
@@ -420,6 +429,12 @@ class StabilityConfig(Values):
     """What differs from release and profile: dotted path -> value."""
 
     IDENTITY: ClassVar[tuple[str, ...]] = ("schema_version", "version", "title", "released", "sha256", "profile", "profiles", "overrides")
+
+    @model_validator(mode="after")
+    def _profile_is_known(self) -> StabilityConfig:
+        if self.profile not in self.profiles:
+            raise ValueError(f"profile {self.profile!r} is none of its profiles, {', '.join(self.profiles)}")
+        return self
 
     @property
     def draft(self) -> bool:

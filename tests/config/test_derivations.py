@@ -56,7 +56,11 @@ RULES: dict[str, tuple[str, Rule]] = {
     ),
     "exp is normal at its lower bound": (
         "exp_min",
-        lambda p, d: _is_exact(p.exp_min, d) and _is_normal(math.exp(p.exp_min), d) and not math.exp(_next(p.exp_min, d).item()) >= torch.finfo(d).smallest_normal,
+        lambda p, d: (
+            _is_exact(p.exp_min, d)
+            and _is_normal(math.exp(p.exp_min), d)
+            and not math.exp(_next(p.exp_min, d).item()) >= torch.finfo(d).smallest_normal
+        ),
     ),
     "the mask value is the lowest finite number": ("mask_value", lambda p, d: p.mask_value == torch.finfo(d).min == limits.lowest(d)),
     "the variance and its reciprocal are finite and not 0": (
@@ -81,9 +85,7 @@ def test_each_bound_follows_from_its_dtype(version: str, dtype: str, rule: str) 
 def test_the_published_values_break_the_rules_and_each_break_is_marked() -> None:
     assert EXEMPT == ["0.9.0"]
     config, notes = load("0.9.0"), available()[0].notes
-    broken = {
-        (dtype, field) for dtype in DTYPES for field, holds in RULES.values() if not holds(config.precision[dtype], getattr(torch, dtype))
-    }
+    broken = {(dtype, field) for dtype in DTYPES for field, holds in RULES.values() if not holds(config.precision[dtype], getattr(torch, dtype))}
     assert {("float16", field) for field in ("division_eps", "log_floor", "exp_max", "mask_value")} <= broken
     for dtype, field in broken:
         assert notes[f"precision.{dtype}.{field}"].startswith("deprecated: "), (dtype, field)

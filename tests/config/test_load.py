@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from latent_drift.config import StabilityConfig, available, compare, load
+from latent_drift.config import StabilityConfig, active, available, compare, load
 from latent_drift.config.catalogue import RELEASES, Catalogue, document_sha256
 from latent_drift.config.load import resolve
 from latent_drift.config.overlay import at
@@ -41,7 +41,12 @@ def test_profiles_differ_as_the_page_says() -> None:
     assert strict.exp_bound("float32") < train.exp_bound("float32")
     assert strict.anomaly.action == "raise"
     for config in (guard, train):
-        assert (config.gradient.nonfinite, config.gradient.warn_norm, config.gradient.spike_ratio, config.gradient.online_max_norm) == ("skip", 100.0, 10.0, 0.5)
+        assert (config.gradient.nonfinite, config.gradient.warn_norm, config.gradient.spike_ratio, config.gradient.online_max_norm) == (
+            "skip",
+            100.0,
+            10.0,
+            0.5,
+        )
         assert config.recovery.rollback is False
         assert config.amp.init_scale == 2.0**10
 
@@ -112,7 +117,13 @@ def test_what_is_recorded_as_overridden_gives_the_config_again(changes: dict[str
 def test_a_saved_config_loads_as_the_same_from_every_form(changes: dict[str, Any], version: str, profile: str) -> None:
     config = load(version, profile=profile, **changes)
     document = config.document()
-    for form in (document, json.loads(json.dumps(document)), tomllib.loads(to_toml(document)), config.model_dump(), json.loads(config.model_dump_json())):
+    for form in (
+        document,
+        json.loads(json.dumps(document)),
+        tomllib.loads(to_toml(document)),
+        config.model_dump(),
+        json.loads(config.model_dump_json()),
+    ):
         assert load(form) == config
     assert load(document).digest == config.digest
 
@@ -131,6 +142,13 @@ def test_later_overrides_win_over_earlier_ones(first: dict[str, Any], second: di
             assert at(both.values(), path) == at(alone.values(), path)
     if "gradient.clip" in second:
         assert both.gradient.clip.kind == second["gradient.clip"]["kind"]
+
+
+def test_sections_of_another_config_are_overrides_too() -> None:
+    other = load("0.9.0", gradient={"clip": {"kind": "value", "max_value": 2.0}})
+    config = load("1.0.0", gradient=other.gradient, latent={"bound": "clamp"}, exp=other.exp)
+    assert (config.gradient, config.exp) == (other.gradient, other.exp)
+    assert load("1.0.0", gradient={"clip": other.gradient.clip}).gradient.clip == other.gradient.clip
 
 
 @pytest.mark.parametrize("name", ["version", "title", "sha256", "schema_version", "released", "profiles", "overrides"])
@@ -162,7 +180,9 @@ def test_arguments_without_a_pin_add_to_what_the_project_says(project: Path) -> 
 
 
 def test_a_pin_puts_aside_everything_said_before(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pin_project(project, '[tool.latent-drift.stability]\nversion = "0.9.0"\nprofile = "guard"\n[tool.latent-drift.stability.gradient]\nwarn_norm = 5.0\n')
+    pin_project(
+        project, '[tool.latent-drift.stability]\nversion = "0.9.0"\nprofile = "guard"\n[tool.latent-drift.stability.gradient]\nwarn_norm = 5.0\n'
+    )
     assert load().overrides == {"gradient.warn_norm": 5.0}
     assert load("1.0.0") == load(load("1.0.0"))
     assert load("1.0.0").profile == "train"
@@ -180,7 +200,9 @@ def test_the_first_pyproject_met_walking_up_is_the_one(project: Path, monkeypatc
     assert load().version == "1.0.0"
 
 
-def test_a_path_in_pyproject_is_relative_to_it_and_one_in_the_environment_to_the_working_directory(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_in_pyproject_is_relative_to_it_and_one_in_the_environment_to_the_working_directory(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inner = project / "inner"
     inner.mkdir()
     (project / "pin.toml").write_text('version = "0.9.0"\n')
@@ -210,7 +232,10 @@ def test_a_broken_source_matters_only_where_it_counts(project: Path, monkeypatch
         ("[tool.latent-drift]\nstability = 1.0\n", r"stability: expected a pin such as \"~=1\.0\", a path or a table, got 1\.0"),
         ("[tool.latent-drift]\nprofile = 3\n", "profile: expected the name of a profile, got 3"),
         ("[tool]\nlatent-drift = 3\n", "expected a table, got 3"),
-        ('[tool.latent-drift.stability]\nversion = "1.0.0"\ngradint = 3\n', r"\[tool\.latent-drift\.stability\]: gradint: unknown key; closest known: gradient"),
+        (
+            '[tool.latent-drift.stability]\nversion = "1.0.0"\ngradint = 3\n',
+            r"\[tool\.latent-drift\.stability\]: gradint: unknown key; closest known: gradient",
+        ),
         ("[tool.latent-drift.stability.gradient]\nwarn_norm = nan\n", r"gradient\.warn_norm: should be a finite number; got nan"),
         ('[tool.latent-drift]\nstability = "gone.toml"\n', r"there is no config file .*gone\.toml"),
     ],
@@ -230,12 +255,19 @@ def test_tables_of_the_tools_beside_it_are_left_to_them(project: Path) -> None:
 
 
 def test_a_file_is_a_pin_with_overrides(project: Path) -> None:
-    (project / "stability.toml").write_text('schema_version = 1\nversion = "~=1.0"\nprofile = "guard"\n[gradient.clip]\nkind = "norm"\nmax_norm = 0.5\n')
+    (project / "stability.toml").write_text(
+        'schema_version = 1\nversion = "~=1.0"\nprofile = "guard"\n[gradient.clip]\nkind = "norm"\nmax_norm = 0.5\n'
+    )
     (project / "stability.json").write_text(
         json.dumps({"$schema": "x", "version": "~=1.0", "profile": "guard", "gradient": {"clip": {"kind": "norm", "max_norm": 0.5}}})
     )
     from_toml = load("stability.toml")
-    assert from_toml == load(project / "stability.toml") == load("stability.json") == load("1.0.0", profile="guard", gradient={"clip": {"kind": "norm", "max_norm": 0.5}})
+    assert (
+        from_toml
+        == load(project / "stability.toml")
+        == load("stability.json")
+        == load("1.0.0", profile="guard", gradient={"clip": {"kind": "norm", "max_norm": 0.5}})
+    )
     assert load("stability.toml", profile="train", amp={"init_scale": 2.0}).overrides == {"gradient.clip.max_norm": 0.5, "amp.init_scale": 2.0}
 
 
@@ -328,6 +360,22 @@ def test_values_edited_in_a_saved_config_become_overrides() -> None:
     assert "overrides=1" in config.identity
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": "banana"}, "version: should be a PEP 440 version; got 'banana'"),
+        ({"released": "soon"}, "released: expected a date such as 2026-11-22, got 'soon'"),
+        ({"sha256": "x"}, "sha256: string should match pattern"),
+        ({"profile": "mine"}, "profile 'mine' is none of its profiles, observe, guard, train, strict"),
+        ({"title": 3}, "title: should be a valid string; got 3"),
+        ({"overrides": 3}, "overrides: should be a table of values"),
+    ],
+)
+def test_a_saved_config_with_a_wrong_identity_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load({**load("1.0.0").document(), **changes})
+
+
 def foreign(**changes: Any) -> dict[str, Any]:
     """A saved config of a release that is not installed."""
     return {**load("1.0.0", profile="guard").document(), "version": "7.1.0", "sha256": "a" * 64, "released": "2031-01-01", **changes}
@@ -374,6 +422,31 @@ def test_a_release_file_of_ones_own_loads_and_is_verified(project: Path) -> None
     (project / "acme.json").write_text(json.dumps(release))
     config = load("acme.json", profile="guard")
     assert (config.version, config.gradient.warn_norm, config.profile, dict(config.overrides)) == ("2026.1+acme", 42.0, "guard", {})
+
+
+def test_a_saved_config_survives_a_checkpoint_that_takes_plain_data_only(project: Path) -> None:
+    import torch
+
+    config = load("1.0.0", gradient={"clip": {"max_norm": 0.5}}, anomaly={"allow": ["a.py:1"]})
+    torch.save({"config": config.document()}, project / "checkpoint.pt")
+    assert load(torch.load(project / "checkpoint.pt", weights_only=True)["config"]) == config
+
+
+def test_numbers_of_other_libraries_become_plain_ones() -> None:
+    import numpy as np
+
+    value = load("1.0.0", gradient={"warn_norm": np.float64(3.0)}).document()["gradient"]["warn_norm"]
+    assert (value, type(value)) == (3.0, float)
+
+
+def test_without_a_working_directory_there_is_no_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = project / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert load().version == active().version == "1.0.0"
+    with pytest.raises(ConfigError, match=r"there is no config file x\.toml"):
+        load("x.toml")
 
 
 def test_two_loads_of_a_pin_are_the_same_config() -> None:

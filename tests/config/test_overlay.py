@@ -14,7 +14,9 @@ from latent_drift.errors import ConfigError
 
 NAMES = st.text("abcde_", min_size=1, max_size=3)
 SCALARS = st.one_of(st.integers(), st.booleans(), st.text(max_size=3), st.lists(st.integers(), max_size=2))
-NESTED = st.recursive(st.dictionaries(NAMES, SCALARS, max_size=3), lambda inner: st.dictionaries(NAMES, st.one_of(SCALARS, inner), max_size=3), max_leaves=12)
+NESTED = st.recursive(
+    st.dictionaries(NAMES, SCALARS, max_size=3), lambda inner: st.dictionaries(NAMES, st.one_of(SCALARS, inner), max_size=3), max_leaves=12
+)
 
 
 @given(NESTED, NESTED)
@@ -56,7 +58,9 @@ def test_the_order_of_dotted_keys_does_not_matter() -> None:
     assert first == expand({"a.d.e": 3, "a": {"c": 2}, "a.b": 1}) == {"a": {"b": 1, "c": 2, "d": {"e": 3}}}
 
 
-@pytest.mark.parametrize("mapping", [{"a": 1, "a.b": 2}, {"a.b": 2, "a": 1}, {"a": {"b": 1}, "a.b.c": 2}, {"a..b": 1}, {".a": 1}, {"": 1}, {3: 1}, {"a": {None: 1}}])
+@pytest.mark.parametrize(
+    "mapping", [{"a": 1, "a.b": 2}, {"a.b": 2, "a": 1}, {"a": {"b": 1}, "a.b.c": 2}, {"a..b": 1}, {".a": 1}, {"": 1}, {3: 1}, {"a": {None: 1}}]
+)
 def test_contradictory_and_malformed_paths_are_refused(mapping: dict[Any, Any]) -> None:
     with pytest.raises(ConfigError, match="overrides"):
         expand(mapping)

@@ -59,7 +59,12 @@ def test_every_valid_value_arrives_unchanged(case: tuple[Leaf, Any]) -> None:
 
 
 NOT_NUMBERS = st.one_of(
-    st.booleans(), st.text(max_size=4), st.from_regex(r"-?[0-9]{1,3}(\.[0-9])?", fullmatch=True), st.none(), st.lists(st.integers(), max_size=2), st.binary(max_size=3)
+    st.booleans(),
+    st.text(max_size=4),
+    st.from_regex(r"-?[0-9]{1,3}(\.[0-9])?", fullmatch=True),
+    st.none(),
+    st.lists(st.integers(), max_size=2),
+    st.binary(max_size=3),
 )
 
 
@@ -190,7 +195,12 @@ def test_canonical_json_is_independent_of_order_and_refuses_nonfinite_numbers() 
 @pytest.mark.parametrize("version", [release.version for release in available()])
 def test_configs_are_values(version: str, profile: str) -> None:
     config = load(version, profile=profile)
-    for twin in (load(version, profile=profile), pickle.loads(pickle.dumps(config)), copy.deepcopy(config), StabilityConfig.model_validate(config.model_dump())):
+    for twin in (
+        load(version, profile=profile),
+        pickle.loads(pickle.dumps(config)),
+        copy.deepcopy(config),
+        StabilityConfig.model_validate(config.model_dump()),
+    ):
         assert twin == config
         assert hash(twin) == hash(config)
         assert twin.digest == config.digest

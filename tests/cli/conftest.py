@@ -1,0 +1,50 @@
+"""Commands run in an empty project of their own, with no pin from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import latent_drift.cli
+from latent_drift.config.sources import ENVIRONMENT
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command line left behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: below a bare pyproject.toml, which ends the walk upward."""
+    (tmp_path / "pyproject.toml").write_text("")
+    directory = tmp_path / "project"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    return directory
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `latent-drift` with arguments in this process."""
+
+    def of(*arguments: str) -> Outcome:
+        monkeypatch.setattr("sys.argv", ["latent-drift", *arguments])
+        with pytest.raises(SystemExit) as left:
+            latent_drift.cli.main()
+        captured = capsys.readouterr()
+        status = left.value.code
+        return Outcome(status if isinstance(status, int) else 0 if status is None else 1, captured.out, captured.err)
+
+    return of
