@@ -40,7 +40,7 @@ Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=
 class Section(BaseModel):
     """What every part of a config has in common."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
 
 class DtypePrecision(Section):
