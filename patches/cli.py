@@ -319,9 +319,8 @@ def _closing_words(outcomes: list[Outcome], changed: int, verb: str, unsafe: boo
             _say(note)
     applied = sum(len(outcome.applied) for outcome in patched)
     left = [fix_kind(d) for outcome in patched for d in outcome.remaining]
-    _say(
-        f"{applied} fixes, {changed} of {len(outcomes)} files {verb}; left: {left.count('unsafe')} unsafe (--unsafe), {left.count('display')} shown only"
-    )
+    rest = f"left: {left.count('unsafe')} unsafe (--unsafe), {left.count('display')} shown only"
+    _say(f"{applied} fixes, {changed} of {len(outcomes)} files {verb}; {rest}")
     raise typer.Exit(2 if failures or trouble else 0)
 
 

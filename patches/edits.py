@@ -155,7 +155,21 @@ def _needs_parentheses(source: Source, node: cst.BaseExpression, text: str) -> b
         return True
     if new.lpar or not isinstance(new, (cst.BinaryOperation, cst.UnaryOperation, cst.Comparison, cst.BooleanOperation, cst.IfExp, cst.Lambda)):
         return False
-    return not isinstance(source.parents.get(node), _LOOSE_PARENTS)
+    parent = source.parents.get(node)
+    if isinstance(parent, _LOOSE_PARENTS):
+        return False
+    if isinstance(parent, cst.BinaryOperation) and isinstance(new, cst.BinaryOperation):
+        outer, inner = _precedence(parent.operator), _precedence(new.operator)
+        return inner < outer or (inner == outer and (node is parent.right or inner == 3))
+    return True
+
+
+def _precedence(operator: cst.BaseBinaryOp) -> int:
+    if isinstance(operator, (cst.Add, cst.Subtract)):
+        return 1
+    if isinstance(operator, (cst.Multiply, cst.Divide, cst.FloorDivide, cst.Modulo, cst.MatrixMultiply)):
+        return 2
+    return 3 if isinstance(operator, cst.Power) else 0
 
 
 def _added_lines(source: Source, node: cst.CSTNode, lines: Sequence[str], where: Literal["before", "after"]) -> Splice:

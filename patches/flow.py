@@ -33,7 +33,14 @@ def reaching(source: Source, use: cst.Name) -> Sequence[Binding] | None:
     for loop, _ in branches:
         if isinstance(loop, _LOOPS) and (last is None or not any(owner is loop for owner, _ in last.branches)):
             seen.extend(b for b in bindings if b.order > position and any(owner is loop for owner, _ in b.branches))
-    return list(dict.fromkeys(seen))
+    return [b for b in dict.fromkeys(seen) if not any(_overwrites(other, b, position) for other in seen)]
+
+
+def _overwrites(later: Binding, earlier: Binding, position: int) -> bool:
+    """Whether `later` runs after `earlier` whenever that runs, and before the use."""
+    if later.kind == "augment" or not earlier.order < later.order <= position:
+        return False
+    return _is_prefix(later.branches, earlier.branches)
 
 
 def _is_evaluated_in_place(source: Source, use: cst.CSTNode, scope_node: cst.CSTNode) -> bool:
@@ -168,17 +175,79 @@ def base_classes(source: Source, owner: cst.ClassDef) -> Sequence[cst.ClassDef]:
 
 
 def local_function(source: Source, call: cst.Call) -> cst.FunctionDef | None:
-    """The function of this file that a call reaches: a plain name, or `self.name` of the class around it."""
-    if isinstance(call.func, cst.Name):
-        scope = source.scope_of(call.func).lookup(call.func.value)
-        bindings = scope.bindings[call.func.value] if scope is not None else []
-    elif isinstance(call.func, cst.Attribute) and isinstance(call.func.value, cst.Name) and call.func.value.value in ("self", "cls"):
-        bindings = list(attribute_values(source, call.func))
+    """The function of this file that a call reaches.
+
+    A plain name; `self.name` of the class around it; a module made from a class of this file, whose
+    `forward` it then is (`model = VAE().to(device)`, `self.encoder = Encoder()`).
+    """
+    memo: dict[cst.CSTNode, cst.FunctionDef | None] = source.memo.setdefault("local_function", {})
+    if call not in memo:
+        memo[call] = None  # a call inside its own definition
+        memo[call] = _local_function(source, call)
+    return memo[call]
+
+
+def _local_function(source: Source, call: cst.Call) -> cst.FunctionDef | None:
+    func = call.func
+    if isinstance(func, cst.Name):
+        scope = source.scope_of(func).lookup(func.value)
+        bindings = scope.bindings[func.value] if scope is not None else []
+    elif isinstance(func, cst.Attribute) and isinstance(func.value, cst.Name) and func.value.value in ("self", "cls"):
+        bindings = list(attribute_values(source, func))
+    elif isinstance(func, cst.Attribute):
+        owner = _instance_class(source, func.value)
+        return _method(source, owner, func.attr.value) if owner is not None else None
     else:
         return None
     if len(bindings) == 1 and isinstance(bindings[0].node, cst.FunctionDef):
         return bindings[0].node
-    return None
+    owner = _instance_class(source, func)
+    return _method(source, owner, "forward") if owner is not None else None
+
+
+_PASSING_METHODS = ("to", "cuda", "cpu", "double", "float", "half", "train", "eval", "requires_grad_", "apply", "bfloat16")
+
+
+def _instance_class(source: Source, node: cst.BaseExpression) -> cst.ClassDef | None:
+    """The class of this file of which a name or `self.x`, set once, holds an instance."""
+    if isinstance(node, cst.Name):
+        if node.value in ("self", "cls"):
+            return None
+        scope = source.scope_of(node).lookup(node.value)
+        bindings = scope.bindings[node.value] if scope is not None else []
+    elif isinstance(node, cst.Attribute) and isinstance(node.value, cst.Name) and node.value.value == "self":
+        bindings = list(attribute_values(source, node))
+    else:
+        return None
+    made = {b.value for b in bindings if b.kind == "assign" and b.index is None}
+    if len(made) != 1 or len(bindings) != 1:
+        return None
+    value = made.pop()
+    while isinstance(value, cst.Call) and isinstance(value.func, cst.Attribute) and value.func.attr.value in _PASSING_METHODS:
+        value = value.func.value
+    if not isinstance(value, cst.Call) or not isinstance(value.func, cst.Name):
+        return None
+    scope = source.scope_of(value.func).lookup(value.func.value)
+    classes = scope.bindings[value.func.value] if scope is not None else []
+    return classes[0].node if len(classes) == 1 and isinstance(classes[0].node, cst.ClassDef) else None
+
+
+def _method(source: Source, owner: cst.ClassDef, name: str) -> cst.FunctionDef | None:
+    found = _class_attribute(source, owner, name, depth=0)
+    return found[0].node if len(found) == 1 and isinstance(found[0].node, cst.FunctionDef) else None
+
+
+def calls_of(source: Source, function: cst.FunctionDef) -> Sequence[cst.Call]:
+    """The calls in this file that are certain to reach a function."""
+    memo: dict[cst.CSTNode, list[cst.Call]] = source.memo.setdefault("calls_of", {})
+    if not memo:
+        memo[source.module] = []
+        for call in source.nodes(cst.Call):
+            if isinstance(call, cst.Call) and isinstance(call.func, (cst.Name, cst.Attribute)):
+                reached = local_function(source, call)
+                if reached is not None:
+                    memo.setdefault(reached, []).append(call)
+    return memo.get(function, [])
 
 
 def returned(source: Source, function: cst.FunctionDef) -> Sequence[cst.BaseExpression]:

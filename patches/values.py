@@ -314,8 +314,10 @@ class _Evaluation:
     def _attribute(self, node: cst.Attribute) -> Value:
         if isinstance(node.value, cst.Name) and node.value.value in ("self", "cls"):
             values = [self._binding(binding) for binding in flow.attribute_values(self.source, node)]
+            if not values:
+                return self._buffer(node)
             known = [value for value in values if value is not UNKNOWN]
-            return join(values) if values and len(known) == len(values) else UNKNOWN
+            return join(values) if len(known) == len(values) else UNKNOWN
         name = node.attr.value
         full = names.qualified(self.source, node)
         if full is not None:
@@ -327,6 +329,20 @@ class _Evaluation:
             return Value("tensor", detached=True, origin="data")
         if name in ("shape", "dtype", "device", "ndim", "training"):
             return Value("other")
+        return UNKNOWN
+
+    def _buffer(self, node: cst.Attribute) -> Value:
+        """A buffer of the class is state, not something that training pushes."""
+        names_of: dict[cst.CSTNode | None, set[str]] = self.source.memo.setdefault("buffers", {})
+        if not names_of:
+            names_of[self.source.module] = set()
+            for call in self.source.nodes(cst.Call):
+                if isinstance(call, cst.Call) and isinstance(call.func, cst.Attribute) and call.func.attr.value == "register_buffer" and call.args:
+                    text = call.args[0].value
+                    if isinstance(text, cst.SimpleString) and isinstance(text.evaluated_value, str):
+                        names_of.setdefault(self.source.class_of(call), set()).add(text.evaluated_value)
+        if node.attr.value in names_of.get(self.source.class_of(node), ()):
+            return Value("tensor", origin="constant", detached=True)
         return UNKNOWN
 
     def elements(self, node: cst.BaseExpression, index: int) -> Sequence[cst.BaseExpression]:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import libcst as cst
 
 from patches import matching as m
-from patches.edits import Edit, Unfixable
-from patches.rules.base import AbstractRule, Hit, replace_with
+from patches.edits import Unfixable
+from patches.rules.base import AbstractRule, Hit
 from patches.source import Source
 
 
@@ -46,20 +46,7 @@ class LogSoftmax(AbstractRule):
         if softmax is None or softmax.inplace:
             return
         try:
-            edits = self._fix(source, log.node, softmax, direct=made is log.input)
+            edits = m.log_softmax_in_place_of(source, log.node, softmax, direct=made is log.input)
         except Unfixable:
             edits = ()
         yield self.hit(node, *edits)
-
-    def _fix(self, source: Source, log: cst.Call, softmax: m.Operation, direct: bool) -> tuple[Edit, ...]:
-        text, extra = (source.code(softmax.input), ()) if direct else m.reuse(source, softmax.input, "logits")
-        if softmax.form == "module":
-            dim = softmax.argument(0, "dim")
-            if dim is None:
-                raise Unfixable("nn.Softmax without a dim picks one by the number of axes")
-            spelling = m.spell(source, log, "torch.nn.functional.log_softmax", "torch.log_softmax")
-            return (*replace_with(log, f"{spelling.text}({text}, dim={source.code(dim)})", spelling.needs_import), *extra)
-        call, needs = m.sibling_call(source, softmax.node, "log_softmax")
-        if extra:
-            call = cst.ensure_type(call.deep_replace(softmax.input, cst.parse_expression(text)), cst.Call)
-        return (*replace_with(log, source.code(call), needs), *extra)

@@ -106,6 +106,20 @@ def disagreement(before: Tensor, after: Tensor, reference: Tensor | None, dtype:
     return f"at {index}: before {before[at].item():.9g}, after {after[at].item():.9g}, reference {ref}"
 
 
+def mp_gradient(case: dict[str, Any], inputs: dict[str, Tensor]) -> Tensor | None:
+    """The gradient of the weighted sum by mpmath, for an elementwise formula of one input; None otherwise."""
+    if case.get("reference") is None or case.get("row") or len(inputs) != 1:
+        return None
+    ((name, values),) = inputs.items()
+    with mpmath.workdps(60):
+
+        def formula(v: Any) -> Any:
+            return eval(case["reference"], {"mp": mpmath, name: v})
+
+        flat = [float(mpmath.diff(formula, mpmath.mpf(v))) for v in values.reshape(-1).tolist()]
+    return torch.tensor(flat, dtype=torch.float64).reshape(values.shape) * _weights(values)
+
+
 def mp_reference(case: dict[str, Any], inputs: dict[str, Tensor], like: Tensor) -> Tensor | None:
     """The value by mpmath with 50 digits, from the fixture's formula; None if it gives none."""
     formula = case.get("reference")
