@@ -11,8 +11,9 @@ addition along a tree of depth log2(m), and those above m are never formed: cos(
 sin(mt) sin(jt) turns their sums into inner products with cos(mt) and sin(mt), one small matrix product. Work
 goes in blocks that stay in cache, so no tensor of size samples x J exists.
 
-*Numerics*: angle addition is a rotation and loses O(log J) ulp. The Chebyshev recurrence c_{j+1} = 2 c_1 c_j -
-c_{j-1} is cheaper, but amplifies rounding by up to j^2 near theta = 0, which is where standardised data is.
+*Numerics*: angle addition composes rotations, whose errors add up: at most about J ulp at multiple J. The Chebyshev
+recurrence c_{j+1} = 2 c_1 c_j - c_{j-1} is cheaper, but amplifies rounding by up to J^2 near theta = 0, which is where
+standardised data is.
 Entries of `x` that are not finite are absent: they add nothing to a sum, are not counted, and get gradient 0.
 
 Both are torch custom operators, opaque to `torch.compile` (`fullgraph=True` holds).
