@@ -172,6 +172,13 @@ class _Rebinder:
         elif classes and isinstance(value, type):
             self.owner_class(value)
 
+    def frame(self, frame: types.FrameType) -> None:
+        """What the local names of a running function lead to: models, tables, partials. The local names themselves stay: a function that keeps
+        `original = torch.exp` to compare with, or to call, means the original."""
+        for value in list(frame.f_locals.values()):
+            if type(value) in _LED_TO or isinstance(value, nn.Module):
+                self.value(value)
+
     def namespace(self, values: dict[str, Any], *, module: str | None) -> None:
         """Everything that a module's (or frame's) names lead to. Classes and functions of other modules are theirs."""
         self.mapping(values)
@@ -183,6 +190,7 @@ class _Rebinder:
                 self.value(value)
 
 
+_LED_TO = frozenset({dict, list, functools.partial})
 _FOLLOWED = frozenset({types.FunctionType, dict, list, functools.partial})
 
 
@@ -229,7 +237,7 @@ def rebind(table: Mapping[int, Any], landmarks: Iterable[int], *, modules: Mappi
         landmarks: ids of objects (torch's modules and classes) of which a module that can hold a reference must name at least one; a module
             that names none is passed over unread, which keeps entering cheap with thousands of modules loaded.
         modules: the modules to look through, by name.
-        frames: running frames whose local models and tables are looked through as well (plain local names cannot be rebound).
+        frames: running frames whose local models and tables are looked through as well.
 
     Returns:
         The undo functions, each of which leaves alone what has been rebound by somebody else since.
@@ -243,6 +251,5 @@ def rebind(table: Mapping[int, Any], landmarks: Iterable[int], *, modules: Mappi
         if type(namespace) is dict and not telling.isdisjoint(map(id, list(namespace.values()))):
             rebinder.namespace(namespace, module=name)
     for frame in frames:
-        for value in list(frame.f_locals.values()):
-            rebinder.value(value, classes=False)
+        rebinder.frame(frame)
     return rebinder.undos

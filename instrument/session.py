@@ -6,6 +6,7 @@ import functools
 import inspect
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from instrument import jit
 from instrument.guards import OPERATION_GUARDS, backward, step
@@ -35,7 +38,8 @@ class _Installation:
         self._table: dict[int, Any] = {}
         self._originals: dict[int, Any] = {}
         self._modules_before: frozenset[str] = frozenset()
-        self._born: list[Any] = []
+        self._born: list[weakref.ref[Optimizer]] = []
+        self._hooks: list[RemovableHandle] = []
         self.names: tuple[str, ...] = ()
         self.foreign: tuple[str, ...] = ()
 
@@ -54,6 +58,7 @@ class _Installation:
                 self._guard_step(cls)
                 names.append(f"{cls.__name__}.step")
         self._watch_construction()
+        self._hooks = [register_optimizer_step_pre_hook(step.before_step), register_optimizer_step_post_hook(step.after_step)]
         self.names = tuple(names)
         self._table = stand_ins
         self._originals = {id(new): new.__wrapped__ for new in stand_ins.values()}
@@ -89,7 +94,7 @@ class _Installation:
                 cls = type(optimizer)
                 if "step" in vars(cls) and not any(r.owner is cls and r.name == "step" for r in self._replacements):
                     self._guard_step(cls)
-                self._born.append(weak_reference(optimizer))
+                self._born.append(weakref.ref(optimizer))
 
         self._replacements.append(replace_attribute(Optimizer, "_patch_step_function", patch_step_function))
 
@@ -99,6 +104,8 @@ class _Installation:
         for undo in reversed(self._rebound):
             undo()
         self._rebound.clear()
+        for handle in self._hooks:
+            handle.remove()
         self.foreign = tuple(restore(self._replacements))
         # Modules imported inside the block have bound stand-ins by name.
         late = {name: module for name, module in list(sys.modules.items()) if name not in self._modules_before or name == "__main__"}
@@ -108,13 +115,6 @@ class _Installation:
             if optimizer is not None and not getattr(type(optimizer).step, "hooked", False) and "step" not in vars(optimizer):
                 optimizer.step = Optimizer.profile_hook_step(type(optimizer).step).__get__(optimizer)
         self._born.clear()
-
-
-def weak_reference(optimizer: Optimizer) -> Any:
-    """A weak reference to an optimizer; optimizers hash and compare by identity."""
-    import weakref
-
-    return weakref.ref(optimizer)
 
 
 def _optimizer_classes(root: type[Optimizer]) -> list[type[Optimizer]]:

@@ -19,6 +19,13 @@ from instrument.runtime import FLOATS, PLAIN_TYPES, RUNTIME, function_modes, is_
 from latent_drift.numerics.limits import largest_exp2_argument, largest_exp_argument, largest_sinh_argument, round_down
 
 _PLAIN_FORM = {"exp": torch.exp, "exp2": torch.exp2, "expm1": torch.expm1, "sinh": torch.sinh, "cosh": torch.cosh}
+_OWN_LIMIT = {
+    "exp": largest_exp_argument,
+    "exp2": largest_exp2_argument,
+    "expm1": largest_exp_argument,
+    "sinh": largest_sinh_argument,
+    "cosh": largest_sinh_argument,
+}
 _ODD = ("sinh",)
 _EVEN = ("cosh",)
 _amax = torch.amax
@@ -31,14 +38,17 @@ def argument_bound(op: str, dtype: torch.dtype, policy: Policy, *, tight: bool) 
     At the dtype's own limit a sum of two such results is inf already. Where that has happened, half the range keeps sums and products of results
     finite (exp(44.4) = 1.8e19 in float32).
     """
-    limit = policy.exp_max[dtype]
+    own = _OWN_LIMIT[op](dtype)
+    exponent = policy.exp_max[dtype]  # in terms of e
     if tight:
-        limit = min(limit, largest_exp_argument(dtype) / 2.0)
+        exponent = min(exponent, largest_exp_argument(dtype) / 2.0)
+    if exponent >= largest_exp_argument(dtype):
+        return own
     if op == "exp2":
-        limit = min(limit / math.log(2.0), largest_exp2_argument(dtype))
-    elif op in ("sinh", "cosh"):
-        limit = min(limit + math.log(2.0), largest_sinh_argument(dtype))
-    return round_down(limit, dtype)
+        exponent /= math.log(2.0)
+    elif op in _ODD + _EVEN:
+        exponent += math.log(2.0)
+    return min(round_down(exponent, dtype), own)
 
 
 def bounds_by_op(policy: Policy, *, tight: bool) -> dict[str, dict[torch.dtype, float]]:
@@ -55,9 +65,8 @@ def thresholds_by_op(bounds: dict[str, dict[torch.dtype, float]]) -> dict[str, d
     for op, by_dtype in bounds.items():
         table[op] = {}
         for dtype, bound in by_dtype.items():
-            own = {"exp2": largest_exp2_argument, "sinh": largest_sinh_argument, "cosh": largest_sinh_argument}.get(op, largest_exp_argument)(dtype)
             at_bound = _PLAIN_FORM[op](torch.tensor(bound, dtype=dtype, device="cpu")).double().item()
-            table[op][dtype] = torch.finfo(dtype).max if bound >= own else at_bound * (1.0 - 2.0 * torch.finfo(dtype).eps)
+            table[op][dtype] = torch.finfo(dtype).max if bound >= _OWN_LIMIT[op](dtype) else at_bound * (1.0 - 2.0 * torch.finfo(dtype).eps)
     return table
 
 

@@ -30,6 +30,9 @@ from latent_drift.numerics.gradients import (
     zero_nonfinite_,
 )
 
+ALREADY_CLIPPED = 1e-4
+"""A norm above the threshold by no more than this was brought there by the script's own clipping and its rounding: it is not clipped twice."""
+
 # Optimizers that are stepping now, by id: one that calls super().step() is judged once.
 _STEPPING: set[int] = set()
 
@@ -40,7 +43,12 @@ def stand_in(raw_step: Function, owner: type) -> Function:
     torch wraps `step` itself when the first instance of a class is built (that is what calls the step hooks); a class that it has not met
     yet gets that wrapping here, so that hooks work inside the block as they do outside.
     """
-    run_step = raw_step if getattr(raw_step, "hooked", False) else Optimizer.profile_hook_step(raw_step)
+    hooked_step = raw_step if getattr(raw_step, "hooked", False) else Optimizer.profile_hook_step(raw_step)
+
+    def run_step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        # A wrapper such as Lookahead that never calls Optimizer.__init__ has no hooks, and torch would not look for any.
+        called = hooked_step if hasattr(self, "_optimizer_step_pre_hooks") else raw_step
+        return called(self, *args, **kwargs)
 
     @mimic(raw_step, Spelling(owner, "step", "step"))
     def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
@@ -59,20 +67,60 @@ def stand_in(raw_step: Function, owner: type) -> Function:
 
 
 def _judged_step(optimizer: Optimizer, run_step: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    run = RUNTIME.run
-    run.read_deferred()
-    closure = args[0] if args else kwargs.get("closure")
-    if callable(closure):
+    RUNTIME.run.read_deferred()
+    closure = _closure_of(args, kwargs)
+    if closure is not None:
         result, skipped = _with_closure(optimizer, run_step, closure, args, kwargs)
     else:
         result, skipped = _without_closure(optimizer, run_step, args, kwargs)
+    _finish(optimizer, skipped)
+    return result
+
+
+def _closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
+    closure = args[0] if args else kwargs.get("closure")
+    return closure if callable(closure) else None
+
+
+def _finish(optimizer: Optimizer, skipped: bool) -> None:
+    run = RUNTIME.run
     run.step_finished(optimizer, skipped=skipped)
     if skipped and run.tally.skipped_in_a_row >= run.config.gradient.max_consecutive_skips:
         raise GiveUpError(
             f"{run.tally.skipped_in_a_row} optimizer steps in a row had to be skipped because their gradients were not finite: going on would only spin. "
             "The events say where the first bad number came from; mend that line, lower the learning rate, or raise gradient.max_consecutive_skips."
         )
-    return result
+
+
+# Steps that reach an optimizer past its class: a learning rate scheduler built before the block keeps the class's old step in a closure. torch
+# calls its global hooks there all the same; the step cannot be left out, so it runs and is put back.
+
+_PENDING: dict[int, tuple[StepSnapshot, bool]] = {}
+
+
+def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Global pre-hook: judges the steps that did not come through a stand-in."""
+    if not RUNTIME.active or id(optimizer) in _STEPPING or not RUNTIME.run.policy.act or is_compiling():
+        return
+    if _closure_of(args[1:], kwargs) is not None:
+        _PENDING[id(optimizer)] = (StepSnapshot(optimizer), False)
+        return
+    skip, check = _judge(optimizer)
+    if skip or check:
+        _PENDING[id(optimizer)] = (StepSnapshot(optimizer), skip)
+
+
+def after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Global post-hook: puts a step back that should not have been, or that spoilt a parameter."""
+    if not RUNTIME.active or id(optimizer) in _STEPPING or not RUNTIME.run.policy.act or is_compiling():
+        return
+    snapshot, skip = _PENDING.pop(id(optimizer), (None, False))
+    if snapshot is not None:
+        if skip:
+            snapshot.restore()
+        else:
+            skip = _put_back_if_spoilt(optimizer, snapshot)
+    _finish(optimizer, skip)
 
 
 # Without a closure: the gradients are there ---------------------------------------------------------------------------
@@ -83,6 +131,14 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _without_closure(optimizer: Optimizer, run_step: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
+    skip, check = _judge(optimizer)
+    if skip:
+        return None, True
+    return _checked_update(optimizer, run_step, args, kwargs) if check else (run_step(optimizer, *args, **kwargs), False)
+
+
+def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
+    """Look at the gradients and do to them what the config says; returns whether to skip the step, else whether to check its update."""
     run = RUNTIME.run
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = _true_norm(optimizer, gradients)
@@ -93,15 +149,16 @@ def _without_closure(optimizer: Optimizer, run_step: Function, args: tuple[Any, 
         if policy == "raise":
             raise NumericalError("a gradient is not finite when the optimizer is about to step, and gradient.nonfinite is 'raise'; the event log names it")
         if policy == "skip":
-            return None, True
-        if policy == "zero":
-            zero_nonfinite_(gradients)
-            norm = _true_norm(optimizer, gradients)
-    if run.policy.act and math.isfinite(norm):
+            return True, False
+        if policy == "record":
+            return False, False
+        zero_nonfinite_(gradients)
+        norm = _true_norm(optimizer, gradients)
+    if not run.policy.act:
+        return False, False
+    if math.isfinite(norm):
         _clip(optimizer, gradients, norm)
-    if not run.policy.act or not _is_risky(optimizer, norm):
-        return run_step(optimizer, *args, **kwargs), False
-    return _checked_update(optimizer, run_step, args, kwargs)
+    return False, _is_risky(optimizer, norm)
 
 
 def _grad_scale(optimizer: Optimizer) -> float:
@@ -128,7 +185,7 @@ def _clip(optimizer: Optimizer, gradients: list[Tensor], norm: float) -> None:
         return
     if clip.kind == "norm":
         order = float(clip.norm_type)
-        if order == 2.0 and norm <= clip.max_norm:
+        if order == 2.0 and norm <= clip.max_norm * (1.0 + ALREADY_CLIPPED):
             return
         outcome = clip_by_global_norm_(gradients, clip.max_norm * scale, order, norm=norm * scale if order == 2.0 else None)
         threshold = f"{clip.max_norm:.6g}"
@@ -226,23 +283,28 @@ def _checked_update(optimizer: Optimizer, run_step: Function, args: tuple[Any, .
     """Step on a copy of parameters and state that is put back if a parameter that was finite no longer is."""
     snapshot = StepSnapshot(optimizer)
     result = run_step(optimizer, *args, **kwargs)
+    return result, _put_back_if_spoilt(optimizer, snapshot)
+
+
+def _put_back_if_spoilt(optimizer: Optimizer, snapshot: StepSnapshot) -> bool:
     parameters = _parameters(optimizer)
     if math.isfinite(global_norm([p.detach() for p in parameters])):
-        return result, False
+        return False
     spoilt = [p for p, before in zip(parameters, snapshot.parameters, strict=True) if not is_finite(p) and is_finite(before)]
     if not spoilt:
-        return result, False
-    snapshot.restore()
-    rates = sorted({float(group["lr"]) for group in optimizer.param_groups if "lr" in group})
-    RUNTIME.run.note(
-        "NS508",
-        "skipped",
-        "step",
-        x=spoilt[0],
-        message=f"{type(optimizer).__name__} (learning rate {', '.join(f'{r:g}' for r in rates) or 'unknown'}) made {len(spoilt)} parameters non-finite "
-        f"({', '.join(parameter_names(spoilt[:3]))}); parameters and optimizer state were put back",
+        return False
+    message = (
+        f"{type(optimizer).__name__} (learning rate {_rates(optimizer)}) made {len(spoilt)} parameters non-finite "
+        f"({', '.join(parameter_names(spoilt[:3]))}); parameters and optimizer state were put back"
     )
-    return result, True
+    RUNTIME.run.blame()
+    RUNTIME.run.note("NS508", "skipped", "step", x=spoilt[0], message=message)
+    snapshot.restore()
+    return True
+
+
+def _rates(optimizer: Optimizer) -> str:
+    return ", ".join(f"{rate:g}" for rate in sorted({float(group["lr"]) for group in optimizer.param_groups if "lr" in group})) or "unknown"
 
 
 # With a closure: gradients exist only inside --------------------------------------------------------------------------
