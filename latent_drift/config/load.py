@@ -205,8 +205,9 @@ def _foundation(statement: Statement | None, catalogue: Catalogue) -> tuple[Foun
     """What the settling statement builds on, and the overrides that a saved config brings along."""
     if statement is not None and statement.release is not None:
         own = statement.release
-        if own.version in catalogue.versions and catalogue.release(own.version).sha256 != own.sha256 and not own.draft:
-            raise ConfigError(_hash_mismatch(statement.origin, own.sha256, catalogue.release(own.version)))
+        namesake = catalogue.release(own.version) if own.version in catalogue.versions else own
+        if own.sha256 != namesake.sha256 and not own.draft and not namesake.draft:
+            raise ConfigError(_hash_mismatch(statement.origin, own.sha256, namesake))
         return Foundation.of_release(own), []
     if statement is None or statement.saved is None:
         try:

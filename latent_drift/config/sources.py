@@ -25,7 +25,7 @@ TABLE = "latent-drift"
 TABLE_KEYS = ("stability", "profile", "patches", "instrument")
 """Keys of `[tool.latent-drift]`; the first two are read here, the others by the tools they name."""
 
-_SAVED_ONLY = frozenset({"title", "released", "profiles", "overrides"})
+_SAVED_ONLY = frozenset({"title", "released", "profiles"})
 """Keys that only a whole saved config has."""
 
 
@@ -70,7 +70,7 @@ def from_text(text: str, origin: str, directory: Path | None = None) -> Statemen
     """What a pin or a path says. A path is what ends in .toml, .json or .lock; relative ones start at `directory`."""
     text = text.strip()
     if text.lower().endswith((".toml", ".json", ".lock")):
-        return from_file((directory or Path()) / text, origin)
+        return from_file((directory or Path()) / Path(text).expanduser(), origin)
     return Statement(origin, pin=text)
 
 
@@ -125,7 +125,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def from_mapping(document: Mapping[str, Any], origin: str) -> Statement:
-    """What a mapping says: a saved config, a release, a lock, a pin with overrides (`version`, `profile`, sections), or overrides only.
+    """What a mapping says: a saved config, a release, a lock, a pin (`version`, `sha256`, `profile`, `overrides`, sections), or overrides only.
 
     Raises:
         ConfigError: it has a schema but no version, or a key that no config has.
@@ -139,7 +139,7 @@ def from_mapping(document: Mapping[str, Any], origin: str) -> Statement:
         return Statement(origin, release=release_from(document, origin))
     if _SAVED_ONLY & document.keys():
         return Statement(origin, saved=document)
-    about = {"schema_version", "version", "sha256", "profile"}
+    about = {"schema_version", "version", "sha256", "profile", "overrides"}
     if about - {"profile"} & document.keys() and "version" not in document:
         raise ConfigError(f'{origin}: version: missing. Name the release that the values are for, e.g. "version": "~=1.0".')
     if _required_sections() <= document.keys():
@@ -148,7 +148,10 @@ def from_mapping(document: Mapping[str, Any], origin: str) -> Statement:
     for name, value in (("version", pin), ("profile", profile), ("sha256", document.get("sha256"))):
         if value is not None and not isinstance(value, str):
             raise ConfigError(f"{origin}: {name}: expected text, got {value!r}")
-    overrides = expand({key: value for key, value in document.items() if key not in about}, origin)
+    recorded = document.get("overrides", {})
+    if not isinstance(recorded, Mapping):
+        raise ConfigError(f"{origin}: overrides: expected a table of dotted paths and values, got {recorded!r}")
+    overrides = expand({**recorded, **{key: value for key, value in document.items() if key not in about}}, origin)
     return Statement(origin, pin=pin, sha256=document.get("sha256"), profile=profile, overrides=overrides)
 
 
@@ -206,6 +209,8 @@ def from_project(directory: Path | None = None) -> Statement | None:
 
 def _from_pyproject(document: Mapping[str, Any], path: Path) -> Statement | None:
     tool = document.get("tool", {})
+    if isinstance(tool, Mapping) and TABLE.replace("-", "_") in tool:
+        raise ConfigError(f"{path}: the table [tool.{TABLE.replace('-', '_')}] is spelled [tool.{TABLE}]")
     table = tool.get(TABLE, {}) if isinstance(tool, Mapping) else {}
     origin = f"{path} [tool.{TABLE}]"
     if not isinstance(table, Mapping):

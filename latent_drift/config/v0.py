@@ -48,7 +48,7 @@ def to_v1(document: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: it has a name that schema 0 never had.
     """
     result: dict[str, Any] = {"schema_version": 1, "version": "0.9.0"}
-    unknown = [name for name in document if name not in PATHS and name not in DROPPED and name != "schema_version"]
+    unknown = [name for name in document if name not in PATHS and name not in DROPPED and name not in {"schema_version", "$schema"}]
     if unknown:
         from difflib import get_close_matches  # only on the way to an error
 

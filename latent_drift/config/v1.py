@@ -462,8 +462,12 @@ class StabilityConfig(Values):
         """The resolved values as plain nested data, without the identity."""
         return {name: value for name, value in self.document().items() if name not in self.IDENTITY}
 
+    def record(self) -> dict[str, Any]:
+        """Version, hash, profile and overrides as plain data: `load` takes it back while that release is installed, and refuses another hash."""
+        return {name: thaw(getattr(self, name)) for name in ("schema_version", "version", "sha256", "profile", "overrides")}
+
     def document(self) -> dict[str, Any]:
-        """The whole config as plain data (dict, list, str, int, float, bool, None): what a checkpoint carries and `load` takes back."""
+        """The whole config as plain data (dict, list, str, int, float, bool, None): what a checkpoint carries and any installation loads."""
         plain = thaw(self.model_dump(mode="json"))
         return {name: plain[name] for name in (*self.IDENTITY, *Values.model_fields)}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import json
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,7 @@ def test_a_saved_config_loads_as_the_same_from_every_form(changes: dict[str, Any
     ):
         assert load(form) == config
     assert load(document).digest == config.digest
+    assert load(config.record()) == load(json.loads(json.dumps(config.record()))) == config
 
 
 @settings(deadline=None)
@@ -232,6 +235,7 @@ def test_a_broken_source_matters_only_where_it_counts(project: Path, monkeypatch
         ("[tool.latent-drift]\nstability = 1.0\n", r"stability: expected a pin such as \"~=1\.0\", a path or a table, got 1\.0"),
         ("[tool.latent-drift]\nprofile = 3\n", "profile: expected the name of a profile, got 3"),
         ("[tool]\nlatent-drift = 3\n", "expected a table, got 3"),
+        ("[tool.latent_drift]\n", r"the table \[tool\.latent_drift\] is spelled \[tool\.latent-drift\]"),
         (
             '[tool.latent-drift.stability]\nversion = "1.0.0"\ngradint = 3\n',
             r"\[tool\.latent-drift\.stability\]: gradint: unknown key; closest known: gradient",
@@ -332,6 +336,25 @@ def test_the_layer_to_blame_is_named(project: Path) -> None:
     pin_project(project, "[tool.latent-drift.stability.gradient]\nwarn_norm = -1.0\n")
     with pytest.raises(ConfigError, match=r"\[tool\.latent-drift\.stability\]: gradient\.warn_norm"):
         load(profile="guard", amp={"init_scale": 2.0})
+
+
+def test_a_record_without_a_version_or_with_overrides_that_are_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="version: missing"):
+        load({"overrides": {"gradient.warn_norm": 1.0}})
+    with pytest.raises(ConfigError, match="overrides: expected a table of dotted paths and values, got 3"):
+        load({"version": "1.0.0", "overrides": 3})
+
+
+def test_a_path_may_start_at_home(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "pin.toml").write_text('version = "0.9.0"\n')
+    monkeypatch.setenv("HOME", str(project))
+    assert load("~/pin.toml").version == "0.9.0"
+
+
+def test_the_examples_of_load_are_true() -> None:
+    module = sys.modules["latent_drift.config.load"]
+    failed, tried = doctest.testmod(module)
+    assert (failed, tried > 0) == (0, True)
 
 
 def test_a_pin_with_a_hash_holds_or_fails(project: Path) -> None:

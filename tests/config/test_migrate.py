@@ -110,6 +110,10 @@ def test_every_constant_of_schema_0_arrives_where_it_belongs(constants: dict[str
             assert here == value, path
 
 
+def test_an_editors_key_is_no_constant() -> None:
+    assert load({"schema_version": 0, "$schema": "x", "LOG_MAX": 9.0}).exp.bound == 9.0
+
+
 def test_a_constant_that_never_was_is_refused_with_the_closest() -> None:
     with pytest.raises(ConfigError, match="schema 0: EPS_FLOAT61: unknown key; closest known: EPS_FLOAT16"):
         load({"schema_version": 0, "EPS_FLOAT61": 1.0})
