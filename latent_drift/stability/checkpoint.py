@@ -143,8 +143,8 @@ def load_checkpoint(
                 continue
             if key not in content:
                 raise UsageError(f"{candidate.name} holds no {key} state; it has {', '.join(content)}")
-            if key == "model":
-                _unwrapped(target).load_state_dict(content[key], strict=strict)
+            if key == "model" and model is not None:
+                _unwrapped(model).load_state_dict(content[key], strict=strict)
             else:
                 target.load_state_dict(content[key])
         content["loaded_from"] = str(candidate)

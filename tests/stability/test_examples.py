@@ -13,9 +13,9 @@ import latent_drift.numerics
 import latent_drift.stability
 
 MODULES = [
-    f"{package.__name__}.{module.name}"
+    module.name
     for package in (latent_drift.stability, latent_drift.numerics)
-    for module in pkgutil.walk_packages(package.__path__)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     if not module.ispkg
 ]
 

@@ -1,0 +1,87 @@
+"""How a model is called on a batch and where its loss is, for models that return outputs and for those that return their loss."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from latent_drift.errors import UsageError
+
+LossFunction = Callable[..., Tensor]
+
+
+class Evaluation(NamedTuple):
+    """A scalar loss, and what the model returned."""
+
+    loss: Tensor
+    output: Any
+
+
+def call_model(model: nn.Module, batch: Any) -> Any:
+    """The model on a batch: a tensor as its argument, a tuple or list as its arguments, a mapping as its keywords."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+
+
+def required_arguments(model: nn.Module) -> int:
+    """How many positional arguments the model's forward cannot do without."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is p.empty for p in parameters)
+
+
+def own_loss(output: Any) -> Tensor | None:
+    """The loss that a model computed itself: a scalar tensor, alone or first in a tuple, or under "loss"; None if there is none."""
+    if isinstance(output, Mapping):
+        output = output.get("loss")
+    elif isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    elif hasattr(output, "loss"):
+        output = output.loss
+    return output if isinstance(output, Tensor) and output.dim() == 0 and output.is_floating_point() else None
+
+
+def evaluate(model: nn.Module, inputs: Any, labels: Any = None, loss_fn: LossFunction | None = None) -> Evaluation:
+    """One forward pass and its loss.
+
+    A model that needs labels gets them. If it returns its loss (a scalar, or a tuple that begins with one), that is the loss;
+    else `loss_fn(output, labels)`, or `loss_fn(output)` without labels.
+
+    Raises:
+        UsageError: there is no loss function and the model returns no loss, or the loss is no scalar.
+    """
+    takes_labels = labels is not None and not isinstance(inputs, Mapping) and (loss_fn is None or required_arguments(model) >= 2)
+    if takes_labels:
+        output = model(*inputs, labels) if isinstance(inputs, (tuple, list)) else model(inputs, labels)
+    else:
+        output = call_model(model, inputs)
+    loss = own_loss(output)
+    if loss is None or (loss_fn is not None and not takes_labels and isinstance(output, Tensor)):
+        if loss_fn is None:
+            raise UsageError(f"{type(model).__name__} returned {_kind(output)} and no loss_fn was given; pass loss_fn=..., or return (loss, ...)")
+        loss = loss_fn(output, labels) if labels is not None else loss_fn(output)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise UsageError(f"the loss must be a tensor of one element; got {_kind(loss)}; reduce it with .mean()")
+    return Evaluation(loss.reshape(()), output)
+
+
+def split_batch(batch: Any, loss_fn: LossFunction | None) -> tuple[Any, Any]:
+    """(inputs, labels) of a batch as a data loader gives it: a pair, or inputs alone."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    return batch, None
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {', '.join(_kind(v) for v in value)}"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,1 @@
+"""Initialisation by measured variance through depth."""
