@@ -59,7 +59,7 @@ def solve_ode(
     *Numerics*: Euler is of first order in the step and stable only for |1 + dt lambda| <= 1. Beyond that it grows
     geometrically; a single increment is therefore limited to sqrt(finfo.max) in magnitude (1.8e19 in float32, 255 in
     float16), where growth becomes linear, so that neither states nor gradients overflow. Up to there, results are
-    bitwise those of z + f(z, t) * dt. A drift that is not finite itself is passed on as it is.
+    bitwise those of z + f(z, t) * dt. A drift that is NaN stays NaN.
     """
     if not isinstance(z, Tensor) or not z.is_floating_point():
         raise UsageError(f"solve_ode: z must be a real floating tensor; got {z.dtype if isinstance(z, Tensor) else type(z).__name__}")
@@ -84,10 +84,14 @@ def solve_ode(
 
 
 def limited_increment(increment: Tensor) -> Tensor:
-    """`increment` where its magnitude is at most sqrt(finfo.max), else of that magnitude, its gradient scaled alike."""
+    """`increment` where its magnitude is at most sqrt(finfo.max), else of that magnitude, its gradient scaled alike.
+
+    An infinite increment has that magnitude too, and no gradient; NaN stays NaN.
+    """
     limit = largest_square_root(increment.dtype)
     magnitude = increment.detach().abs()
-    return torch.where(magnitude > limit, increment * (limit / magnitude), increment)
+    scaled = torch.where(magnitude > limit, increment * (limit / magnitude), increment)
+    return torch.where(magnitude.isinf(), increment.detach().clamp(-limit, limit), scaled)
 
 
 def _torchdiffeq(
