@@ -116,6 +116,7 @@ def test_what_is_no_pin_is_refused_with_examples(pin: str) -> None:
         load(pin)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=12))
 def test_any_text_is_a_pin_or_refused_as_one(text: str) -> None:
     try:

@@ -8,7 +8,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_drift.config.frozen import FrozenMapping, freeze, thaw
@@ -20,6 +20,7 @@ PLAIN = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=3), PLAIN, max_size=4))
 def test_freezing_is_undone_by_thawing_and_gives_a_value(plain: dict[str, Any]) -> None:
     frozen = FrozenMapping(plain)

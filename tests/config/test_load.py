@@ -102,7 +102,7 @@ def test_a_config_comes_back_as_itself_and_takes_more() -> None:
     assert load(more, gradient={"warn_norm": 3.0}).overrides == {**more.overrides, "gradient.warn_norm": 3.0}
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None)
 @given(overrides(), st.sampled_from([release.version for release in available()]), st.sampled_from(PROFILES))
 def test_what_is_recorded_as_overridden_gives_the_config_again(changes: dict[str, Any], version: str, profile: str) -> None:
     config = load(version, profile=profile, **changes)
@@ -114,7 +114,7 @@ def test_what_is_recorded_as_overridden_gives_the_config_again(changes: dict[str
     assert bool(config.overrides) == (config.digest != plain.digest)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None)
 @given(overrides(), st.sampled_from([release.version for release in available()]), st.sampled_from(PROFILES))
 def test_a_saved_config_loads_as_the_same_from_every_form(changes: dict[str, Any], version: str, profile: str) -> None:
     config = load(version, profile=profile, **changes)

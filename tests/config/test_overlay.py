@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_drift.config.overlay import at, expand, lay_over, leaves
@@ -19,6 +19,7 @@ NESTED = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(NESTED, NESTED)
 def test_every_leaf_of_the_change_is_in_the_result_and_neither_is_changed(base: dict[str, Any], change: dict[str, Any]) -> None:
     before = copy.deepcopy((base, change))
@@ -29,18 +30,21 @@ def test_every_leaf_of_the_change_is_in_the_result_and_neither_is_changed(base: 
     assert (base, change) == before
 
 
+@settings(deadline=None)
 @given(NESTED, NESTED)
 def test_laying_over_twice_is_laying_over_once(base: dict[str, Any], change: dict[str, Any]) -> None:
     once = lay_over(base, change)
     assert lay_over(once, change) == once
 
 
+@settings(deadline=None)
 @given(NESTED)
 def test_nothing_over_something_and_something_over_nothing(mapping: dict[str, Any]) -> None:
     assert lay_over(mapping, {}) == mapping
     assert lay_over({}, mapping) == mapping
 
 
+@settings(deadline=None)
 @given(NESTED)
 def test_expanding_leaves_gives_the_nested_form_back(mapping: dict[str, Any]) -> None:
     assert expand(dict(leaves(mapping))) == mapping

@@ -7,7 +7,7 @@ import tomllib
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_drift.config.toml_text import to_toml
@@ -31,6 +31,7 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b) and (not isinstance(a, float) or math.copysign(1, a) == math.copysign(1, b))
 
 
+@settings(deadline=None)
 @given(TABLES)
 def test_what_is_written_is_read_back(document: dict[str, Any]) -> None:
     assert same(tomllib.loads(to_toml(document)), document)
