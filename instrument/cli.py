@@ -31,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+Target = Annotated[str, typer.Argument(metavar="SCRIPT", help="The script (or with -m the module) to run; everything after it is its own.")]
 Config = Annotated[str | None, typer.Option("--config", metavar="PIN", help="Stability config: a version ('1.0.0'), a specifier ('~=1.0') or a file.")]
 Profile = Annotated[str | None, typer.Option(help="observe (alters nothing), guard (acts on what is broken), train (guard and clipping), strict.")]
 Report = Annotated[Path | None, typer.Option("--report", metavar="DIR", help="Write events.jsonl and summary.json there.")]
@@ -71,7 +72,7 @@ def _finish(outcome: Outcome, report: Path | None, fail_on_event: bool, quiet: b
 @app.command(context_settings=_PASS_ON)
 def run(
     context: typer.Context,
-    target: Annotated[str, typer.Argument(metavar="SCRIPT", help="The script (or with -m the module) to run; everything after it is its own.")],
+    target: Target,
     config: Config = None,
     profile: Profile = None,
     report: Report = None,
@@ -123,8 +124,29 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+def _doctor_wanted(wanted: bool) -> None:
+    if wanted:
+        doctor()
+        raise typer.Exit
+
+
+def _stable_run(
+    context: typer.Context,
+    target: Target,
+    config: Config = None,
+    profile: Profile = None,
+    report: Report = None,
+    as_module: AsModule = False,
+    fail_on_event: FailOnEvent = False,
+    quiet: Quiet = False,
+    doctor: Annotated[bool, typer.Option("--doctor", help="Say what would get in the way here, and exit.", is_eager=True, callback=_doctor_wanted)] = False,
+) -> None:
+    """Run a script as `python SCRIPT ARGS` would, guarded. The same as `python -m instrument run`."""
+    run(context, target, config, profile, report, as_module, fail_on_event, quiet)
+
+
 _runner = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-_runner.command(name="stable-run", context_settings=_PASS_ON)(run)
+_runner.command(name="stable-run", context_settings=_PASS_ON)(_stable_run)
 
 
 def main() -> None:

@@ -83,7 +83,8 @@ def _script(path: str, arguments: Sequence[str]) -> Callable[[], None]:
 
         sys.argv = [path, *arguments]
         return execute_folder
-    with io.open_code(os.path.abspath(path)) as file:
+    absolute = os.path.abspath(path)  # what Python itself puts into __file__ and tracebacks
+    with io.open_code(absolute) as file:
         source = file.read()
     folder = os.path.dirname(os.path.realpath(path))
 
@@ -91,8 +92,9 @@ def _script(path: str, arguments: Sequence[str]) -> Callable[[], None]:
         sys.path[0] = folder
         _yield_names(folder)
         main = _fresh_main()
-        main.__dict__.update(__file__=path, __cached__=None, __loader__=importlib.machinery.SourceFileLoader("__main__", path), __spec__=None)
-        exec(compile(source, path, "exec", dont_inherit=True), main.__dict__)
+        main.__dict__.update(__file__=absolute, __cached__=None, __spec__=None)
+        main.__dict__["__loader__"] = importlib.machinery.SourceFileLoader("__main__", absolute)
+        exec(compile(source, absolute, "exec", dont_inherit=True), main.__dict__)
 
     sys.argv = [path, *arguments]
     return execute

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from instrument.guards.base import AbstractGuard, Spelling
+from instrument.guards.determinant import DeterminantGuard
 from instrument.guards.division import DivisionGuard
 from instrument.guards.exp import ExpGuard
 from instrument.guards.inverse_function import AngleGuard, InverseFunctionGuard
 from instrument.guards.log import LogGuard
+from instrument.guards.logsumexp import LogAddExpGuard, LogSumExpGuard
+from instrument.guards.matrix_power import MatrixPowerGuard
+from instrument.guards.norm import NormGuard
 from instrument.guards.pole import PoleGuard, XLogYGuard
+from instrument.guards.power import PowerGuard
+from instrument.guards.product import ProductGuard
 from instrument.guards.reciprocal import ReciprocalGuard
 from instrument.guards.root import HypotGuard, RootGuard
+from instrument.guards.similarity import SimilarityGuard
 from instrument.guards.softmax import SoftmaxGuard
+from instrument.guards.spectrum import SpectrumGuard
+from instrument.guards.statistic import EmptyMeanGuard, StatisticGuard
 
 OPERATION_GUARDS: tuple[AbstractGuard, ...] = (
     ExpGuard(),
@@ -18,12 +27,23 @@ OPERATION_GUARDS: tuple[AbstractGuard, ...] = (
     LogGuard(),
     DivisionGuard(),
     ReciprocalGuard(),
+    PowerGuard(),
     RootGuard(),
     HypotGuard(),
+    NormGuard(),
+    SimilarityGuard(),
+    StatisticGuard(),
+    EmptyMeanGuard(),
+    ProductGuard(),
+    LogSumExpGuard(),
+    LogAddExpGuard(),
     InverseFunctionGuard(),
     AngleGuard(),
     PoleGuard(),
     XLogYGuard(),
+    SpectrumGuard(),
+    DeterminantGuard(),
+    MatrixPowerGuard(),
 )
 """Guards of single operations. Optimizers and backward have seams of their own: `step` and `backward`."""
 

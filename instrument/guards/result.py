@@ -114,7 +114,7 @@ class AbstractResultGuard(AbstractGuard):
                     preview = form(*args, **kwargs)
                 except (RuntimeError, TypeError):
                     return original(*args, **kwargs)  # whatever is wrong with the call, torch says it
-                if not is_plain(preview) or preview.shape != x.shape or self.is_clear(op, preview, args, kwargs):
+                if not is_plain(preview) or preview.shape != x.shape or preview.dtype is not x.dtype or self.is_clear(op, preview, args, kwargs):
                     return original(*args, **kwargs)
                 settled = self.settled(Call(form, op, args, kwargs, preview))
                 return original(*args, **kwargs) if settled is preview else x.copy_(settled)
@@ -215,9 +215,11 @@ class AbstractElementwiseGuard(AbstractResultGuard):
         replaced: dict[int | str, Tensor] = {}
         for position, (name, value) in enumerate(zip(self.operands, values, strict=True)):
             if isinstance(value, Tensor) and value.requires_grad:
-                # As torch does it: converted first, so that the sum over a broadcast dimension is taken in the result's dtype.
-                whole = value.to(out.dtype).expand_as(out) if value.shape != out.shape or value.dtype is not out.dtype else value
-                replaced[call.key(position, name)] = filtered(whole, at, told)
+                if value.dtype is not out.dtype:
+                    # As torch does it: converted first, so that the sum over a broadcast dimension is taken in the result's dtype. On the way
+                    # back the conversion itself may overflow.
+                    value = filtered(value, at.float().sum_to_size(value.shape) > 0.0, told).to(out.dtype)
+                replaced[call.key(position, name)] = filtered(value.expand_as(out), at, told)
         return with_own_numbers(again(call.original, call.args, call.kwargs, replaced), out, at)
 
 
