@@ -63,9 +63,7 @@ class PlainDynamics(nn.Module):
     def __init__(self, latent: int, hidden: int, sigma_min: float = 1e-4, sigma_max: float = 1.0) -> None:
         super().__init__()
         self.bounds = math.log(sigma_min), math.log(sigma_max)
-        self.drift_net = nn.Sequential(
-            nn.Linear(latent + 1, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, latent)
-        )
+        self.drift_net = nn.Sequential(nn.Linear(latent + 1, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, latent))
         self.log_diffusion_net = nn.Sequential(nn.Linear(latent + 1, hidden), nn.SiLU(), nn.Linear(hidden, latent))
         for module in self.modules():
             if isinstance(module, nn.Linear):

@@ -1,0 +1,125 @@
+"""Drift and diffusion of the log classifier's latent SDE."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from latent_drift.errors import UsageError
+from latent_drift.models.sizes import require_size
+from latent_drift.numerics.limits import round_up
+
+INITIAL_GAIN: Final = 0.1
+"""Xavier gain of both networks: a vector field that starts near zero moves the latents little."""
+
+INITIAL_SIGMA_SHARE: Final = 1e-4
+"""Where sigma_min is below this share of sigma_max, the noise starts at the geometric mean of the share and the maximum, sigma_max / 100."""
+
+
+class RaccoonDynamics(nn.Module):
+    """dz = drift(z, t) dt + diffusion(z, t) dW, both from small networks of the latent and the time.
+
+    Args:
+        latent_dim: size of z.
+        hidden_dim: width of the networks.
+        sigma_min, sigma_max: bounds of the diffusion, 0 <= sigma_min <= sigma_max; equal ones give constant noise, zeros none.
+        legacy_compat: as published: the log-diffusion is clamped, with no gradient outside, and starts at log 1 = 0, so that with
+            sigma_max = 1 half of the entries sit above the bound.
+
+    Raises:
+        UsageError: a size that is not positive, or bounds that are negative, not finite or in the wrong order.
+
+    *Numerics*: sigma_min <= diffusion holds as Python floats in every dtype (sigma_min is rounded up into the dtype and never
+    taken through a logarithm). The log-diffusion is bounded with a slope that returns, and starts in the middle of its range.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        hidden_dim: int,
+        sigma_min: float = 1e-4,
+        sigma_max: float = 1.0,
+        *,
+        legacy_compat: bool = False,
+    ) -> None:
+        super().__init__()
+        self.latent_dim = require_size(latent_dim, "latent_dim", "RaccoonDynamics")
+        self.hidden_dim = require_size(hidden_dim, "hidden_dim", "RaccoonDynamics")
+        if not 0.0 <= sigma_min <= sigma_max < math.inf:
+            raise UsageError(f"RaccoonDynamics: expected 0 <= sigma_min <= sigma_max, both finite; got sigma_min={sigma_min}, sigma_max={sigma_max}")
+        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
+        self.legacy_compat = legacy_compat
+        self.drift_net = nn.Sequential(
+            nn.Linear(latent_dim + 1, hidden_dim),
+            nn.SiLU(),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.SiLU(),
+            nn.Linear(hidden_dim, latent_dim),
+        )
+        self.log_diffusion_net = nn.Sequential(nn.Linear(latent_dim + 1, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, latent_dim))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_normal_(module.weight, gain=INITIAL_GAIN)
+                nn.init.zeros_(module.bias)
+        if not self.legacy_compat and self.sigma_max > 0.0:
+            start = math.sqrt(max(self.sigma_min / self.sigma_max, INITIAL_SIGMA_SHARE)) * self.sigma_max
+            last = self.log_diffusion_net[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.constant_(last.bias, math.log(start))
+
+    def forward(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Drift and diffusion, both (B, latent_dim), of z (B, latent_dim) at t: (B, 1), or one time for all as () or (1, 1)."""
+        inputs = self._inputs(z, t)
+        raw: Tensor = self.log_diffusion_net(inputs)
+        return self.drift_net(inputs), self.bounded_diffusion(raw)
+
+    def drift(self, z: Tensor, t: Tensor) -> Tensor:
+        """The drift alone, (B, latent_dim)."""
+        drift: Tensor = self.drift_net(self._inputs(z, t))
+        return drift
+
+    def diffusion(self, z: Tensor, t: Tensor) -> Tensor:
+        """The diffusion alone, (B, latent_dim)."""
+        raw: Tensor = self.log_diffusion_net(self._inputs(z, t))
+        return self.bounded_diffusion(raw)
+
+    def bounded_diffusion(self, raw: Tensor) -> Tensor:
+        """exp of the raw log-diffusion, bounded to [sigma_min, sigma_max]; same shape and dtype.
+
+        *Numerics*: sigma_min * exp(d) with d = s (atan(raw - m) / pi + 1/2) >= 0, s = log(sigma_max / sigma_min) and m the middle of the range.
+        The slope decays like 1/raw**2 on either side: 90 beyond the range it is still 4e-4, where a clamp has 0.
+        """
+        if self.sigma_max == 0.0:
+            return torch.zeros_like(raw)
+        if self.legacy_compat and self.sigma_min > 0.0:
+            return torch.exp(raw.clamp(math.log(self.sigma_min), math.log(self.sigma_max)))
+        lowest, span = _log_range(self.sigma_min, self.sigma_max, raw.dtype)
+        if span == 0.0:
+            return torch.full_like(raw, lowest)
+        above_lowest = (torch.atan(raw - (math.log(lowest) + 0.5 * span)) + _HALF_PI) * (span / math.pi)
+        return lowest * torch.exp(above_lowest)
+
+    def _inputs(self, z: Tensor, t: Tensor) -> Tensor:
+        t = torch.as_tensor(t, dtype=z.dtype, device=z.device)
+        return torch.cat([z, t.reshape(-1, 1).expand(z.shape[0], 1)], dim=-1)
+
+
+_HALF_PI: Final = 1.5707964
+"""pi / 2, rounded up in float32, so that atan(-inf) + pi / 2 is not negative."""
+
+
+@cache
+def _log_range(sigma_min: float, sigma_max: float, dtype: torch.dtype) -> tuple[float, float]:
+    """The smallest diffusion in `dtype`, not below sigma_min, and log(largest / smallest), reduced by what rounding may add."""
+    info = torch.finfo(dtype)
+    # sigma_min = 0 has no logarithm: the smallest normal number of the dtype stands in for it, and is >= 0.
+    lowest = max(round_up(sigma_min, dtype), info.smallest_normal)
+    span = math.log(sigma_max / lowest) if sigma_max > lowest else 0.0
+    return lowest, max(span - (4.0 * span + 4.0) * info.eps, 0.0)
