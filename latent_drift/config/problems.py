@@ -81,13 +81,17 @@ def _got(given: Any) -> str:
 
 
 def unknown_key(path: str, known: Iterable[str]) -> str:
-    """What to say about a key that is not among the known ones: the closest of them, by sibling first, then by its last name anywhere."""
+    """What to say about a key that is not among the known ones: the closest of them, or, where none resembles it, those of the same place."""
+    known = list(known)
     near = closest(path, known)
-    return f"unknown key; closest known: {near}" if near else "unknown key"
+    if near:
+        return f"unknown key; closest known: {near}"
+    parent = path.rpartition(".")[0]
+    return f"unknown key; known here: {', '.join(other for other in known if other.rpartition('.')[0] == parent)}"
 
 
 def closest(path: str, known: Iterable[str]) -> str | None:
-    """The known path that somebody who wrote `path` most likely meant, or None."""
+    """The known path that somebody who wrote `path` most likely meant, siblings first; None where none resembles it."""
     from difflib import SequenceMatcher  # only on the way to an error
 
     parent, _, name = path.rpartition(".")

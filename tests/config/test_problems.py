@@ -57,8 +57,10 @@ def test_an_unknown_key_is_refused_by_its_path_wherever_it_is(parent: str, name:
     assert f"{path}: unknown key" in str(caught.value)
 
 
-def test_a_key_that_resembles_nothing_has_no_closest() -> None:
+def test_a_key_that_resembles_nothing_gets_what_is_known_there() -> None:
     assert closest("xxxxxxxx", known_paths()) is None
+    with pytest.raises(ConfigError, match=r"exp\.xxxxxxxx: unknown key; known here: exp\.bound, exp\.gradient_outside; got 1"):
+        load("1.0.0", exp={"xxxxxxxx": 1})
 
 
 def test_a_key_in_the_wrong_place_finds_its_own() -> None:
