@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from latent_drift.config.load import Source, load
-from latent_drift.config.sources import ENVIRONMENT, working_directory
+from latent_drift.config.sources import ENVIRONMENT
 from latent_drift.config.v1 import StabilityConfig
 
 
@@ -29,6 +29,7 @@ class Activation:
 
 
 _serials = itertools.count()
+_by_serial = operator.attrgetter("serial")
 _lock = threading.Lock()
 _everywhere: tuple[Activation, ...] = ()  # replaced as a whole under the lock, read without it
 _here: ContextVar[tuple[Activation, ...]] = ContextVar("latent_drift_config", default=())
@@ -43,15 +44,20 @@ def active() -> StabilityConfig:
     Raises:
         ConfigError: no block is open and the sources name no usable config.
     """
-    newest: Activation | None = None
-    for activation in (*_everywhere, *_here.get()):
-        if activation.is_live and (newest is None or activation.serial > newest.serial):
-            newest = activation
-    return _default(working_directory(), os.environ.get(ENVIRONMENT)) if newest is None else newest.config
+    here = _here.get()
+    if here or _everywhere:  # otherwise the common case: nothing to look through
+        newest = max((activation for activation in (*_everywhere, *here) if activation.is_live), key=_by_serial, default=None)
+        if newest is not None:
+            return newest.config
+    try:
+        directory = os.getcwd()
+    except OSError:  # it was removed
+        directory = ""
+    return _default(directory, os.environ.get(ENVIRONMENT))
 
 
 @lru_cache(maxsize=16)
-def _default(directory: Path | None, environment: str | None) -> StabilityConfig:
+def _default(directory: str, environment: str | None) -> StabilityConfig:
     return load()
 
 
