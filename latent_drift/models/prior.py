@@ -13,8 +13,8 @@ from latent_drift.errors import UsageError
 from latent_drift.numerics.bounds import clamp
 from latent_drift.solvers.ode import ODE
 
-# Depth from which the vector field adds its layers up instead of chaining them. Chained, the gradient reaching the
-# first of 100 layers is 200 times that reaching the last; the published depth, 5, is left as it is.
+# Depth from which the vector field adds its layers up instead of chaining them. Chained, gradient norms over 100 layers
+# differ 62 times at the published sizes, added up 2.6 times (test_prior.py). The published depth, 5, is left as it is.
 RESIDUAL_FROM_DEPTH: Final = 9
 
 
