@@ -240,7 +240,8 @@ _PURE_FUNCTIONS = frozenset(
     "view reshape squeeze unsqueeze expand transpose permute flatten contiguous float double half to detach"
     " exp log log1p expm1 sqrt abs tanh sigmoid "
     "softmax log_softmax softplus relu clamp sum mean amax amin max min pow square neg add sub mul div matmul mm bmm einsum cat stack where norm "
-    "logsumexp type_as chunk split size cos sin eq ne lt le gt ge bool int long logical_not logical_and logical_or isnan isfinite any all dim round floor ceil".split()
+    "logsumexp type_as chunk split size cos sin eq ne lt le gt ge bool int long logical_not logical_and logical_or isnan isfinite any"
+    " all dim round floor ceil".split()
 )
 
 

@@ -1,0 +1,141 @@
+"""Which dtype an expression will have, as text to write, and whether it is certain to be a floating one.
+
+`torch.finfo` raises for integers, so a rule writes it only where the value cannot be one.
+"""
+
+from __future__ import annotations
+
+import re
+
+import libcst as cst
+
+from patches import flow, operations, values
+from patches.constants import number
+from patches.edits import AddLines, Edit, Unfixable
+from patches.source import Source
+
+# float16 itself, and what brings it in: bfloat16 has float32's range and does not count.
+_FLOAT16_MARKS = re.compile(r"(?<!b)float16|\.half\(|torch\.half\b|HalfTensor|\bfp16|autocast|GradScaler")
+
+_FLOAT_RESULT = frozenset(
+    "exp exp2 expm1 log log1p log2 log10 sqrt rsqrt sigmoid tanh softmax log_softmax softplus logsigmoid norm linalg.norm linalg.vector_norm mean"
+    " var std normalize cosine_similarity rand randn rand_like randn_like logsumexp erf sin cos reciprocal dropout layer_norm linear cdist"
+    " mse_loss cross_entropy float half double bfloat16 gelu silu elu".split()
+)
+_KEEPS_DTYPE = frozenset(
+    "sum mean amax amin abs sqrt exp log square neg clamp relu softmax log_softmax sigmoid tanh softplus view reshape squeeze unsqueeze expand"
+    " expand_as flatten contiguous transpose permute detach clone norm linalg.norm linalg.vector_norm var std cumsum rsqrt log1p expm1 logsumexp"
+    " masked_fill gather index_select sin cos prod logsigmoid".split()
+)
+
+
+def is_float16_in_sight(source: Source) -> bool:
+    """Whether the code may meet float16: `--dtype float16`, or the file speaks of it or of autocast."""
+    if source.settings.dtype is not None:
+        return source.settings.dtype in ("float16", "half", "fp16")
+    if "float16_in_sight" not in source.memo:
+        source.memo["float16_in_sight"] = _FLOAT16_MARKS.search(source.text) is not None
+    return bool(source.memo["float16_in_sight"])
+
+
+def is_floating(source: Source, node: cst.BaseExpression, depth: int = 0) -> bool:
+    """Whether the value is certain to be a floating tensor."""
+    value = values.value_of(source, node)
+    if value.dtype is not None:
+        return value.dtype.startswith(("float", "bfloat"))
+    if value.is_integer or value.kind in ("number", "numpy", "other", "module") or depth > 8:
+        return False
+    if value.kind == "tensor" and value.origin in ("network", "parameter"):
+        return True
+    if isinstance(node, cst.Name):
+        found = flow.reaching(source, node)
+        assigned = [b.value for b in found or () if b.kind == "assign" and b.index is None and b.value is not None]
+        return bool(assigned) and found is not None and len(assigned) == len(found) and all(is_floating(source, v, depth + 1) for v in assigned)
+    if isinstance(node, cst.Subscript):
+        return is_floating(source, node.value, depth + 1)
+    if isinstance(node, cst.Call):
+        found_operation = operations.parse(source, node)
+        if found_operation is None:
+            return False
+        if found_operation.name in _FLOAT_RESULT:
+            return True
+        return found_operation.name in _KEEPS_DTYPE and is_floating(source, found_operation.input, depth + 1)
+    if isinstance(node, cst.UnaryOperation):
+        return is_floating(source, node.expression, depth + 1)
+    if isinstance(node, cst.BinaryOperation):
+        if isinstance(node.operator, cst.Divide):
+            return "tensor" in (values.value_of(source, node.left).kind, values.value_of(source, node.right).kind)
+        sides = (node.left, node.right)
+        return any(is_floating(source, side, depth + 1) or _is_float_literal(side) for side in sides) and value.kind == "tensor"
+    return False
+
+
+def _is_float_literal(node: cst.BaseExpression) -> bool:
+    return isinstance(node, cst.Float)
+
+
+def carrier(source: Source, node: cst.BaseExpression) -> str | None:
+    """Text of a short expression with the dtype of `node` (`x` for `x.pow(2).sum(-1)`); None if there is none that is certain."""
+    for _ in range(8):
+        if isinstance(node, (cst.Name, cst.Attribute)) and not isinstance(node, cst.Call):
+            return source.code(node)
+        if isinstance(node, cst.Subscript) and isinstance(node.value, (cst.Name, cst.Attribute)):
+            return source.code(node.value) if values.is_tensor(source, node.value) else None
+        if isinstance(node, cst.UnaryOperation):
+            node = node.expression
+        elif isinstance(node, cst.BinaryOperation):
+            left, right = number(source, node.left), number(source, node.right)
+            if (left is None) == (right is None):
+                if source.code(node.left) != source.code(node.right):
+                    return None
+                node = node.left
+            else:
+                node = node.left if left is None else node.right
+        elif isinstance(node, cst.Call):
+            found = operations.parse(source, node)
+            if found is None or found.keyword("dtype", "out") is not None:
+                return None
+            if found.name == "pow" and number(source, found.argument(0, "exponent")) is None:
+                return None
+            if found.name not in _KEEPS_DTYPE and found.name != "pow":
+                return None
+            if found.name == "clamp" and any(number(source, arg.value) is None for arg in found.rest):
+                return None
+            node = found.input
+        else:
+            return None
+    return None
+
+
+def named(source: Source, node: cst.BaseExpression, suggestion: str) -> tuple[str, tuple[Edit, ...]]:
+    """A name for a value that is to be written twice: its own if it has one, else a new local name and the line that makes it.
+
+    Raises:
+        Unfixable: the expression stands where no line can be put before it without changing what runs when.
+    """
+    if isinstance(node, cst.Name) or (isinstance(node, cst.Attribute) and isinstance(node.value, cst.Name)):
+        return source.code(node), ()
+    statement = source.statement_of(node)
+    if not isinstance(statement, cst.SimpleStatementLine) or len(statement.body) != 1:
+        raise Unfixable("the value has no name and no line of its own")
+    if not isinstance(statement.body[0], (cst.Assign, cst.Return)) or _is_conditional(source, node, statement):
+        raise Unfixable("the value may not be computed ahead of its statement")
+    name = suggestion
+    while source.scope_of(node).lookup(name) is not None or re.search(rf"\b{name}\b", source.text):
+        name += "_"
+    text = source.code(node)
+    if node.lpar and "\n" not in text:
+        text = source.code(node.with_changes(lpar=node.lpar[1:], rpar=node.rpar[:-1]))
+    elif "\n" in text and not node.lpar:
+        text = f"({text})"
+    return name, (AddLines(statement, (f"{name} = {text.strip()}",), "before"),)
+
+
+def _is_conditional(source: Source, node: cst.CSTNode, statement: cst.CSTNode) -> bool:
+    """Whether something decides inside the statement if the expression is computed, or how often."""
+    for ancestor in source.ancestors(node):
+        if ancestor is statement:
+            return False
+        if isinstance(ancestor, (cst.Lambda, cst.IfExp, cst.BooleanOperation, cst.ListComp, cst.GeneratorExp, cst.SetComp, cst.DictComp)):
+            return True
+    return True

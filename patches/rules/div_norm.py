@@ -1,0 +1,104 @@
+"""NS303 div-norm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import libcst as cst
+
+from patches import dtypes
+from patches import matching as m
+from patches.edits import Edit
+from patches.rules.base import AbstractRule, Hit, replace_with
+from patches.source import Source
+
+_NORMS = ("norm", "linalg.norm", "linalg.vector_norm")
+
+
+class DivNorm(AbstractRule):
+    """A vector divided by its own norm, unguarded.
+
+    What it finds: `x / x.norm(...)`, also through a local name and with `/=`, where gradients flow, nothing is
+    added to the norm or clamps it, and x is neither noise nor a constant.
+
+    Why it is bad: a zero vector (padding, a dead unit, an empty neighbourhood) gives 0 / 0 = NaN, and one row of
+    NaN spoils every gradient of the batch.
+
+    Example:
+        z = h / h.norm(dim=-1, keepdim=True)
+
+    Use instead:
+        z = F.normalize(h, dim=-1, eps=torch.finfo(h.dtype).tiny)
+
+    Fix safety: unsafe. Vectors longer than `tiny` (6.1e-5 in float16) give the same value to rounding; shorter ones
+    are no longer scaled to length 1, and a zero vector gives zeros. F.normalize's default eps, 1e-12, is not
+    used: it is 0 in float16 and leaves the NaN in place.
+
+    References: torch.nn.functional.normalize; Zhang and Sennrich 2019 (RMSNorm) for guarding inside a root.
+    """
+
+    code = "NS303"
+    triggers = ("norm",)
+    nodes = (cst.BinaryOperation, cst.AugAssign)
+
+    def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:
+        if isinstance(node, cst.AugAssign):
+            if not isinstance(node.operator, cst.DivideAssign) or not isinstance(node.target, (cst.Name, cst.Attribute, cst.Subscript)):
+                return
+            dividend: cst.BaseExpression = node.target
+            divisor = node.value
+        else:
+            assert isinstance(node, cst.BinaryOperation)
+            sides = m.binary(node, "/")
+            if sides is None:
+                return
+            dividend, divisor = sides
+        norm = _norm(source, divisor)
+        if norm is None or m.no_grad_at(source, node) or source.code(norm.input).strip() != source.code(dividend).strip():
+            return
+        value = m.value_of(source, norm.input)
+        if value.detached or value.kind in ("numpy", "number", "integer", "other") or value.origin in ("noise", "constant") or value.low > 0:
+            return
+        if (
+            isinstance(dividend, cst.Name)
+            and norm.node is not divisor
+            and not isinstance(node, cst.AugAssign)
+            and not m.same(source, norm.input, dividend)
+        ):
+            return
+        where = divisor if isinstance(node, cst.AugAssign) else node
+        yield self.hit(where, *self._fix(source, node, dividend, norm))
+
+    def _fix(self, source: Source, node: cst.CSTNode, dividend: cst.BaseExpression, norm: m.Operation) -> tuple[Edit, ...]:
+        dtype = dtypes.carrier(source, dividend)
+        dim = norm.argument(1, "dim", "axis")
+        order = norm.argument(0, "p", "ord")
+        if isinstance(node, cst.AugAssign) or dtype is None or dim is None or not _is_true(norm.argument(2, "keepdim", "keepdims")):
+            return ()
+        if not m.is_pure(source, dividend) or (order is not None and m.number(source, order) != 2) or isinstance(dim, (cst.Tuple, cst.List)):
+            return ()
+        if norm.keyword("dtype", "out") is not None:
+            return ()
+        call = m.spell(source, node, "torch.nn.functional.normalize")
+        finfo = m.spell(source, node, "torch.finfo")
+        text = f"{call.text}({m.argument(source, dividend)}, dim={source.code(dim)}, eps={finfo.text}({dtype}.dtype).tiny)"
+        return replace_with(node, text, call.needs_import, finfo.needs_import)
+
+
+def _norm(source: Source, divisor: cst.BaseExpression) -> m.Operation | None:
+    made = m.definition(source, divisor)
+    if made is divisor and isinstance(divisor, cst.Name):
+        return None
+    found = m.operation(source, made, *_NORMS)
+    if (
+        found is None
+        and isinstance(made, cst.Call)
+        and isinstance(made.func, cst.Attribute)
+        and made.func.attr.value in ("unsqueeze", "view", "reshape")
+    ):
+        found = m.operation(source, made.func.value, *_NORMS)
+    return None if found is None or found.inplace else found
+
+
+def _is_true(node: cst.BaseExpression | None) -> bool:
+    return isinstance(node, cst.Name) and node.value == "True"

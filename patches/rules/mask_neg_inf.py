@@ -1,0 +1,152 @@
+"""NS401 mask-neg-inf."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import libcst as cst
+
+from patches import dtypes, flow, masking
+from patches import matching as m
+from patches.edits import AddImport, Edit, Replace, Unfixable
+from patches.rules.base import AbstractRule, Hit
+from patches.source import Source
+
+
+class MaskNegInf(AbstractRule):
+    """A mask of -inf before a softmax, where a row may have no entry left.
+
+    What it finds: `masked_fill(mask, -inf)` (or `torch.where(mask, scores, -inf)`) whose result goes into a
+    softmax of the same function. Masks that leave every row an entry stay quiet: causal and triangular ones,
+    diagonals, top-k and vocabulary filters.
+
+    Why it is bad: the softmax of a row of -inf is exp(-inf - (-inf)) = NaN, and so is every gradient behind it. An
+    empty sequence, a batch padded by a whole row, a node without neighbours is enough.
+
+    Example:
+        score = score.masked_fill(~mask, float("-inf"))
+        attention = F.softmax(score, dim=-1)
+
+    Use instead:
+        score = score.masked_fill(~mask, torch.finfo(score.dtype).min)
+        attention = F.softmax(score, dim=-1).masked_fill(~mask, 0.0)
+
+    Fix safety: unsafe. Rows with an entry keep their values bit for bit (exp(finfo.min - max) is exactly 0). A row
+    without one becomes zeros instead of NaN: the finite constant alone would spread its weight evenly over forbidden
+    keys. Never add two such masks: min + min is -inf again; where something is added behind the fill, only shown.
+
+    References: torch.nn.functional.scaled_dot_product_attention (boolean masks); PyTorch issue 41508 (NaN for fully masked rows).
+    """
+
+    code = "NS401"
+    triggers = ("inf", "INF", "Inf")
+    nodes = (cst.Call,)
+
+    def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:
+        found = masking.fill(source, node)
+        if found is None or m.number(source, found.value) != -math.inf:
+            return
+        softmax = _softmax_of(source, found)
+        if softmax is None or masking.leaves_an_entry(source, found.mask, found.node) or _is_causal_place(source, found):
+            return
+        try:
+            edits = _fix(source, found, softmax)
+        except Unfixable:
+            edits = ()
+        yield self.hit(found.node, *edits, also=(softmax.node,))
+
+
+def _is_causal_place(source: Source, found: masking.Fill) -> bool:
+    """A generic mask in a class or function that calls itself causal, or whose mask another part of the file makes with tril."""
+    owner = source.class_of(found.node)
+    function = source.function_of(found.node)
+    names = [owner.name.value if owner is not None else "", function.name.value if function is not None else ""]
+    return any("causal" in name.lower() or "autoregressive" in name.lower() for name in names)
+
+
+def _softmax_of(source: Source, found: masking.Fill) -> m.Operation | None:
+    """The softmax that the filled scores go into, in the same function."""
+    softmaxes: list[m.Operation] | None = source.memo.get("softmaxes")
+    if softmaxes is None:
+        calls = [m.operation(source, call, "softmax") for call in source.nodes(cst.Call)]
+        softmaxes = source.memo["softmaxes"] = [call for call in calls if call is not None]
+    function = source.function_of(found.node)
+    for softmax in softmaxes:
+        if source.function_of(softmax.node) is not function:
+            continue
+        if masking.flows_into(source, found.node, softmax.input):
+            return softmax
+        if found.inplace and isinstance(found.scores, cst.Name) and _reads_after(source, found, softmax.input):
+            return softmax
+    return None
+
+
+def _reads_after(source: Source, found: masking.Fill, use: cst.BaseExpression) -> bool:
+    """Whether `use` reads the name that was filled in place, not assigned again in between."""
+    assert isinstance(found.scores, cst.Name)
+    name = found.scores.value
+    written = source.order[found.node]
+    for read in flow.names_in(source, use):
+        if read.value == name and source.order[read] > written:
+            scope = source.scope_of(read).lookup(name)
+            return scope is not None and not any(written < b.order <= source.order[read] and b.kind == "assign" for b in scope.bindings[name])
+    return False
+
+
+def _fix(source: Source, found: masking.Fill, softmax: m.Operation) -> tuple[Edit, ...]:
+    direct = _is_behind_fills(source, found.node, softmax.input)
+    bound = isinstance(softmax.input, cst.Name) and (
+        _is_behind_fills(source, found.node, _bound(source, softmax.input)) or _is_statement(source, found, softmax.input)
+    )
+    if not (direct or bound) or not m.is_pure(source, found.mask) or not flow.is_stable(source, found.mask, softmax.node):
+        raise Unfixable("the scores change shape or value between the fill and the softmax, or the mask does")
+    base = found.scores
+    while (inner := masking.fill(source, base)) is not None and not inner.inplace:
+        base = inner.scores  # the mask of a mask: the dtype is that of what both fill
+    scores, extra = dtypes.named(source, base, "scores")
+    finfo = m.spell(source, found.node, "torch.finfo")
+    imports = (AddImport(finfo.needs_import),) if finfo.needs_import is not None else ()
+    parts: dict[cst.CSTNode, str] = {found.value: f"{finfo.text}({scores}.dtype).min"}
+    if extra:
+        parts[base] = scores
+    mask = _negated(source, found.mask) if found.keep else m.argument(source, found.mask)
+    if direct:
+        return (Replace(softmax.node, f"{m.rewritten(source, softmax.node, parts)}.masked_fill({mask}, 0.0)"), *extra, *imports)
+    filled = Replace(found.node, m.rewritten(source, found.node, parts))
+    return (filled, Replace(softmax.node, f"{m.rewritten(source, softmax.node, {})}.masked_fill({mask}, 0.0)"), *extra, *imports)
+
+
+def _bound(source: Source, name: cst.Name) -> cst.BaseExpression:
+    """The one expression that was assigned to the name, or the name itself (it may be `score = score.masked_fill(...)`)."""
+    found = flow.reaching(source, name)
+    if found is None or len(found) != 1 or found[0].kind != "assign" or found[0].index is not None or found[0].value is None:
+        return name
+    return found[0].value if found[0].branches == source.branches_of(name)[: len(found[0].branches)] else name
+
+
+def _is_behind_fills(source: Source, made: cst.CSTNode, use: cst.BaseExpression) -> bool:
+    """Whether `use` is the fill itself, with nothing but other fills after it."""
+    while use is not made:
+        outer = masking.fill(source, use)
+        if outer is None or outer.inplace:
+            return False
+        use = outer.scores
+    return True
+
+
+def _is_statement(source: Source, found: masking.Fill, use: cst.Name) -> bool:
+    """`scores.masked_fill_(mask, -inf)` on a line of its own, and the softmax of that very name."""
+    return (
+        found.inplace
+        and isinstance(found.scores, cst.Name)
+        and found.scores.value == use.value
+        and isinstance(source.parents.get(found.node), cst.Expr)
+        and source.branches_of(found.node) == source.branches_of(use)
+    )
+
+
+def _negated(source: Source, mask: cst.BaseExpression) -> str:
+    if isinstance(mask, cst.UnaryOperation) and isinstance(mask.operator, cst.BitInvert):
+        return m.argument(source, mask.expression)
+    return f"~{m.operand(source, mask)}"
