@@ -1,9 +1,9 @@
 """instrument: makes an unmodified PyTorch training script numerically safe while it runs, and leaves no trace.
 
-    import instrument
-    with instrument.stable() as run:
-        legacy_main()
-    print(run.summary())
+import instrument
+with instrument.stable() as run:
+    legacy_main()
+print(run.summary())
 """
 
 from instrument.events import Event

@@ -32,7 +32,9 @@ app = typer.Typer(
 )
 
 Target = Annotated[str, typer.Argument(metavar="SCRIPT", help="The script (or with -m the module) to run; everything after it is its own.")]
-Config = Annotated[str | None, typer.Option("--config", metavar="PIN", help="Stability config: a version ('1.0.0'), a specifier ('~=1.0') or a file.")]
+Config = Annotated[
+    str | None, typer.Option("--config", metavar="PIN", help="Stability config: a version ('1.0.0'), a specifier ('~=1.0') or a file.")
+]
 Profile = Annotated[str | None, typer.Option(help="observe (alters nothing), guard (acts on what is broken), train (guard and clipping), strict.")]
 Report = Annotated[Path | None, typer.Option("--report", metavar="DIR", help="Write events.jsonl and summary.json there.")]
 AsModule = Annotated[bool, typer.Option("-m", help="TARGET is a module, as in `python -m`.")]
@@ -139,7 +141,9 @@ def _stable_run(
     as_module: AsModule = False,
     fail_on_event: FailOnEvent = False,
     quiet: Quiet = False,
-    doctor: Annotated[bool, typer.Option("--doctor", help="Say what would get in the way here, and exit.", is_eager=True, callback=_doctor_wanted)] = False,
+    doctor: Annotated[
+        bool, typer.Option("--doctor", help="Say what would get in the way here, and exit.", is_eager=True, callback=_doctor_wanted)
+    ] = False,
 ) -> None:
     """Run a script as `python SCRIPT ARGS` would, guarded. The same as `python -m instrument run`."""
     run(context, target, config, profile, report, as_module, fail_on_event, quiet)

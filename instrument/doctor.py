@@ -58,7 +58,9 @@ def examine() -> Examination:
     if tested is not None:
         facts.append(("tested torch", str(tested.specifier)))
         if not tested.specifier.contains(torch.__version__.partition("+")[0], prereleases=True):
-            problems.append(f"torch {torch.__version__} is outside the tested range {tested.specifier}: install a tested one, or check results with care")
+            problems.append(
+                f"torch {torch.__version__} is outside the tested range {tested.specifier}: install a tested one, or check results with care"
+            )
     for package in ("torch-optimizer", "pydantic"):
         try:
             facts.append((package, version(package)))
@@ -69,5 +71,7 @@ def examine() -> Examination:
         facts += [("", name) for name in run.intercepted]
     facts.append(("LATENT_DRIFT_CONFIG", os.environ.get("LATENT_DRIFT_CONFIG", "(not set)")))
     for origin in shadowing_files(os.getcwd()):
-        problems.append(f"{origin} has the name of one of our packages: `python -m instrument` started in this folder runs it. Use `stable-run` instead")
+        problems.append(
+            f"{origin} has the name of one of our packages: `python -m instrument` started in this folder runs it. Use `stable-run` instead"
+        )
     return Examination(tuple(facts), tuple(problems))

@@ -116,7 +116,9 @@ class EventLog:
                 merged = replace(event, last_step=event.step, steps=(event.step,))
             else:
                 new_step = known.last_step != event.step and len(known.steps) < STEPS_KEPT
-                merged = replace(known, count=known.count + event.count, last_step=event.step, steps=(*known.steps, event.step) if new_step else known.steps)
+                merged = replace(
+                    known, count=known.count + event.count, last_step=event.step, steps=(*known.steps, event.step) if new_step else known.steps
+                )
             self._events[key] = merged
             return merged
 

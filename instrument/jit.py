@@ -14,7 +14,7 @@ from instrument.interception import Replacement
 
 
 def _table() -> dict[int, str]:
-    table: dict[int, str] = _builtins._get_builtin_table()
+    table: dict[int, str] = _builtins._get_builtin_table()  # type: ignore[no-untyped-call]
     return table
 
 

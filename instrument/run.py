@@ -194,7 +194,9 @@ class Run:
         for items in by_device.values():
             for item, is_set in zip(items, torch.stack([i.flag for i in items]).tolist(), strict=True):
                 if is_set:
-                    self.note(item.code, item.action, item.op, site=item.site, message=f"{item.op} on {item.dtype}{list(item.shape)}: found on the device")
+                    self.note(
+                        item.code, item.action, item.op, site=item.site, message=f"{item.op} on {item.dtype}{list(item.shape)}: found on the device"
+                    )
 
     def step_finished(self, optimizer: torch.optim.Optimizer, *, skipped: bool) -> None:
         """Count a step; with several optimizers a step of the run is the most that any of them took."""

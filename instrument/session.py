@@ -113,7 +113,7 @@ class _Installation:
         for reference in self._born:
             optimizer = reference()
             if optimizer is not None and not getattr(type(optimizer).step, "hooked", False) and "step" not in vars(optimizer):
-                optimizer.step = Optimizer.profile_hook_step(type(optimizer).step).__get__(optimizer)
+                optimizer.__dict__["step"] = Optimizer.profile_hook_step(type(optimizer).step).__get__(optimizer)
         self._born.clear()
 
 
@@ -131,7 +131,19 @@ def _optimizer_classes(root: type[Optimizer]) -> list[type[Optimizer]]:
 
 # A module that can hold a name of torch's names at least one of these.
 _LANDMARKS = frozenset(
-    id(o) for o in (torch, torch.nn, torch.nn.functional, torch.special, torch.optim, torch.autograd, torch.distributions, torch.Tensor, nn.Module, nn.Parameter)
+    id(o)
+    for o in (
+        torch,
+        torch.nn,
+        torch.nn.functional,
+        torch.special,
+        torch.optim,
+        torch.autograd,
+        torch.distributions,
+        torch.Tensor,
+        nn.Module,
+        nn.Parameter,
+    )
 )
 
 _LOCK = threading.RLock()

@@ -94,7 +94,7 @@ class AbstractEdgeGuard(AbstractGuard):
 
         @mimic(original, spelling)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            x = args[0] if args else kwargs.get("input")
+            x: Any = args[0] if args else kwargs.get("input")
             if is_compiling() or guarded_form is None or not RUNTIME.active or not is_plain(x) or not x.is_cpu or not x.numel():
                 return original(*args, **kwargs)
             needs_gradient = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values()))
@@ -153,11 +153,15 @@ class AbstractEdgeGuard(AbstractGuard):
             if not backward:
                 return torch.where(made_bad, value, out)
         safe = torch.where(edge, torch.full_like(operand, self.harmless(op)), operand)
-        inner = original(*_replaced(args, self.operand, safe), **kwargs) if len(args) > self.operand else original(*args, **{**kwargs, self.operand_name: safe})
+        inner = (
+            original(*_replaced(args, self.operand, safe), **kwargs)
+            if len(args) > self.operand
+            else original(*args, **{**kwargs, self.operand_name: safe})
+        )
         at_edge = edge.expand_as(out) if edge.shape != out.shape else edge
         result = torch.where(at_edge | made_bad if forward else at_edge, value, inner)
         count, total = int(at_edge.sum()), out.numel()
-        result.register_hook(self._told_when_reached(op, site, operand, count, total))
+        result.register_hook(self._told_when_reached(op, site, operand, count, total))  # type: ignore[no-untyped-call]
         return result
 
     def _remember(self, op: str, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -189,7 +193,24 @@ _INF = float("inf")
 # Out-of-place functions, looked up before anything is replaced.
 _ORIGINALS: dict[str, Function] = {
     name: getattr(torch, name)
-    for name in ("log", "log2", "log10", "log1p", "reciprocal", "rsqrt", "sqrt", "acos", "asin", "atanh", "acosh", "pow", "div", "xlogy", "logit", "erfinv")
+    for name in (
+        "log",
+        "log2",
+        "log10",
+        "log1p",
+        "reciprocal",
+        "rsqrt",
+        "sqrt",
+        "acos",
+        "asin",
+        "atanh",
+        "acosh",
+        "pow",
+        "div",
+        "xlogy",
+        "logit",
+        "erfinv",
+    )
     if hasattr(torch, name)
 }
 

@@ -118,7 +118,7 @@ def _functional(original: Function, spelling: Spelling) -> Function:
     def guarded(*args: Any, **kwargs: Any) -> Any:
         if is_compiling():
             return _compiled(original, op, args, kwargs)
-        x = args[0] if args else kwargs.get("input")
+        x: Any = args[0] if args else kwargs.get("input")
         if type(x) in PLAIN_TYPES and not x.is_cpu and RUNTIME.active and is_plain(x):
             return _on_device(original, op, x, args, kwargs)
         out = original(*args, **kwargs)
@@ -188,7 +188,7 @@ def _inplace(original: Function, spelling: Spelling) -> Function:
 
     @mimic(original, spelling)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        x = args[0] if args else kwargs.get("input")
+        x: Any = args[0] if args else kwargs.get("input")
         if is_compiling() or not (RUNTIME.active and is_plain(x) and x.numel()) or not x.is_cpu:
             return original(*args, **kwargs)
         # The argument is overwritten, so it has to be looked at first.
@@ -224,14 +224,22 @@ def _on_device(original: Function, op: str, x: Tensor, args: tuple[Any, ...], kw
     over = _over(x, dtype, lower, upper)
     run.defer(over.any(), "NS201", "bounded" if run.policy.act else "observed", op, site, x)
     if run.policy.act:
-        args, kwargs = _with_first(bounded(x if dtype is x.dtype else x.to(dtype), lower, upper, straight_through=run.policy.straight_through), args, kwargs)
+        args, kwargs = _with_first(
+            bounded(x if dtype is x.dtype else x.to(dtype), lower, upper, straight_through=run.policy.straight_through), args, kwargs
+        )
     return original(*args, **kwargs)
 
 
 def _compiled(original: Function, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The pure tensor part, for code that Dynamo or export is tracing: no branch on data, no log."""
-    x = args[0] if args else kwargs.get("input")
-    if RUNTIME.bounds is not None and isinstance(x, Tensor) and x.dtype in FLOATS and kwargs.get("out") is None and not torch.is_autocast_enabled(x.device.type):
+    x: Any = args[0] if args else kwargs.get("input")
+    if (
+        RUNTIME.bounds is not None
+        and isinstance(x, Tensor)
+        and x.dtype in FLOATS
+        and kwargs.get("out") is None
+        and not torch.is_autocast_enabled(x.device.type)
+    ):
         upper = RUNTIME.bounds[op][x.dtype]
         x = x.clamp(-upper, upper) if op in _ODD + _EVEN else x.clamp(max=upper)
         args, kwargs = _with_first(x, args, kwargs)

@@ -82,7 +82,7 @@ def _substituted(original: Function, x: Tensor, empty: Tensor, args: tuple[Any, 
 
 
 def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    x = args[0] if args else kwargs.get("input")
+    x: Any = args[0] if args else kwargs.get("input")
     run = RUNTIME.run
     if not is_plain(x) or kwargs.get("out") is x:
         return out
@@ -104,7 +104,7 @@ def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwa
 
 def _on_device(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Without a read from the device: empty rows are selected away on it, and a flag is left there until the step."""
-    x = args[0] if args else kwargs.get("input")
+    x: Any = args[0] if args else kwargs.get("input")
     run = RUNTIME.run
     if not is_plain(x) or kwargs.get("out") is not None:
         return out

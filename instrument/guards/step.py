@@ -147,7 +147,9 @@ def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
         policy = run.config.gradient.nonfinite if run.policy.act else "record"
         _note_nonfinite(optimizer, policy)
         if policy == "raise":
-            raise NumericalError("a gradient is not finite when the optimizer is about to step, and gradient.nonfinite is 'raise'; the event log names it")
+            raise NumericalError(
+                "a gradient is not finite when the optimizer is about to step, and gradient.nonfinite is 'raise'; the event log names it"
+            )
         if policy == "skip":
             return True, False
         if policy == "record":
@@ -218,7 +220,11 @@ def _history_limit(clip: Any, history: GradientHistory) -> float:
     return min(ceiling, found) if found > 0.0 else ceiling
 
 
-_DONE = {"skip": ("skipped", "the step was skipped"), "zero": ("zeroed", "those elements were set to 0"), "record": ("observed", "nothing was altered")}
+_DONE = {
+    "skip": ("skipped", "the step was skipped"),
+    "zero": ("zeroed", "those elements were set to 0"),
+    "record": ("observed", "nothing was altered"),
+}
 
 
 def _note_nonfinite(optimizer: Optimizer, policy: str) -> None:
@@ -265,7 +271,9 @@ def _is_risky(optimizer: Optimizer, norm: float) -> bool:
     """
     if type(optimizer).__module__.partition(".")[0] != "torch" or not math.isfinite(norm):
         return True
-    if RUNTIME.run.is_first_step(optimizer) and any(not is_finite(v) for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)):
+    if RUNTIME.run.is_first_step(optimizer) and any(
+        not is_finite(v) for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)
+    ):
         return True
     for group in optimizer.param_groups:
         rate = group.get("lr", 0.0)

@@ -76,7 +76,9 @@ def global_norm(gradients: Sequence[Tensor], norm_type: float = 2.0) -> float:
     first = gradients[0]
     if len(gradients) > 1 and first.layout is torch.strided and not first.is_complex():
         try:
-            norms = torch._foreach_norm(gradients, norm_type, dtype=torch.float32) if first.dtype in _HALF else torch._foreach_norm(gradients, norm_type)
+            norms = (
+                torch._foreach_norm(gradients, norm_type, dtype=torch.float32) if first.dtype in _HALF else torch._foreach_norm(gradients, norm_type)
+            )
             total = torch.linalg.vector_norm(torch.stack(norms), norm_type).item()
         except (RuntimeError, NotImplementedError):  # mixed devices, sparse or DTensor among them: the careful path takes any
             return _norm_in_float64(gradients, norm_type)

@@ -47,7 +47,9 @@ class SmallGpt(nn.Module):
         super().__init__()
         self.token = nn.Embedding(vocabulary, width)
         self.position = nn.Parameter(torch.randn(128, width) * 0.02)
-        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, batch_first=True, norm_first=True) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, batch_first=True, norm_first=True) for _ in range(layers)
+        )
         self.head = nn.Linear(width, vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -120,7 +122,9 @@ def _step_rows() -> list[Row]:
         rows.append(paired(AREA, f"{name}: train", step, step, bar=bar, repeats=repeats, around_a=train, note="clipping included"))
         if name == "small classifier":
             rows.append(paired(AREA, f"{name}: set_detect_anomaly", step, step, pairs=9, repeats=repeats, around_a=_anomaly, note="yardstick"))
-            rows.append(paired(AREA, f"{name}: TorchFunctionMode isfinite", step, step, pairs=9, repeats=repeats, around_a=_CheckEveryOp, note="yardstick"))
+            rows.append(
+                paired(AREA, f"{name}: TorchFunctionMode isfinite", step, step, pairs=9, repeats=repeats, around_a=_CheckEveryOp, note="yardstick")
+            )
             parameters = list(model.parameters())
 
             def clipped(step: Callable[[], None] = step, parameters: list[nn.Parameter] = parameters) -> None:
@@ -191,7 +195,9 @@ def _operation_rows() -> list[Row]:
                 torch.autograd.grad(function(x), x, ones)
 
             around: Callable[[], AbstractContextManager[object]] = lambda: instrument.stable(profile="guard")  # noqa: E731
-            rows.append(paired(AREA, f"{name}, {size:,} elements, forward + backward", work, work, bar=bar, repeats=repeats, pairs=pairs, around_a=around))
+            rows.append(
+                paired(AREA, f"{name}, {size:,} elements, forward + backward", work, work, bar=bar, repeats=repeats, pairs=pairs, around_a=around)
+            )
     return rows
 
 

@@ -1,8 +1,8 @@
 """What identity tests compare: the vars() of everything that a block replaces attributes of."""
 
 import torch
-
 import torch_optimizer
+
 from instrument.guards import OPERATION_GUARDS, backward
 
 

@@ -38,7 +38,9 @@ def test_argv_path_main_and_stdout_are_the_scripts_own(script, tmp_path):
     script(
         HEAD + "import json, helper, pickle, __main__\n"
         "class Here: pass\n"
-        "print(json.dumps([sys.argv, sys.path[0], __name__, __file__, helper.VALUE, __main__.__dict__ is globals(), pickle.loads(pickle.dumps(Here())).__class__ is Here]))\n"
+        "mine = [helper.VALUE, __main__.__dict__ is globals(), pickle.loads(pickle.dumps(Here())).__class__ is Here]\n"
+        "mine = [helper.VALUE, __main__.__dict__ is globals(), pickle.loads(pickle.dumps(Here())).__class__ is Here]\n"
+        "print(json.dumps([sys.argv, sys.path[0], __name__, __file__, *mine]))\n"
     )
     plain = python([sys.executable, "train.py", "--lr", "1", "-m", "x"], tmp_path)
     guarded = python([*STABLE_RUN, "train.py", "--lr", "1", "-m", "x"], tmp_path)
@@ -58,7 +60,11 @@ def test_module_with_arguments(script, tmp_path):
 
 
 def test_traceback_is_the_scripts_own(script, tmp_path):
-    script(HEAD + "def f(x):\n    return torch.exp(x, 3)\ndef g():\n    try:\n        f('no tensor')\n    except TypeError as e:\n        raise ValueError('mine') from e\ng()\n")
+    script(
+        HEAD + "def f(x):\n    return torch.exp(x, 3)\n"
+        "def g():\n    try:\n        f('no tensor')\n    except TypeError as e:\n        raise ValueError('mine') from e\n"
+        "g()\n"
+    )
     plain = python([sys.executable, "train.py"], tmp_path)
     guarded = python([*STABLE_RUN, "--quiet", "train.py"], tmp_path)
     assert plain.returncode == guarded.returncode == 1
@@ -74,7 +80,10 @@ def test_syntax_error_is_pythons_own(script, tmp_path):
     assert "instrument" not in guarded.stderr
 
 
-@pytest.mark.parametrize(("statement", "status"), [("sys.exit(3)", 3), ("sys.exit()", 0), ("sys.exit('a message')", 1), ("raise SystemExit(True)", 1), ("sys.exit(-1)", 255)])
+@pytest.mark.parametrize(
+    ("statement", "status"),
+    [("sys.exit(3)", 3), ("sys.exit()", 0), ("sys.exit('a message')", 1), ("raise SystemExit(True)", 1), ("sys.exit(-1)", 255)],
+)
 def test_exit_status(script, tmp_path, statement, status):
     script(f"import sys\n{statement}\n")
     guarded = python([*STABLE_RUN, "train.py"], tmp_path)
@@ -134,7 +143,10 @@ def test_the_users_own_modules_of_our_names_neither_break_us_nor_are_shadowed(sc
 
 
 def test_a_script_can_use_instrument_itself(script, tmp_path):
-    script(HEAD + "import instrument\nwith instrument.stable(profile='observe') as run:\n    print(torch.exp(torch.tensor(200.0)).item(), len(run.events))\n")
+    script(
+        HEAD
+        + "import instrument\nwith instrument.stable(profile='observe') as run:\n    print(torch.exp(torch.tensor(200.0)).item(), len(run.events))\n"
+    )
     assert python([*STABLE_RUN, "train.py"], tmp_path).stdout == "inf 1\n"
 
 

@@ -121,7 +121,9 @@ def test_on_a_device_the_bound_is_applied_without_a_read(monkeypatch, profile):
     x = torch.tensor([1.0, 200.0], requires_grad=True)
     with instrument.stable(profile=profile) as run:
         out = module._on_device(run_original := torch.exp.__wrapped__, "exp", x, (x,), {})
-        assert torch.equal(out.detach(), torch.stack([run_original(torch.tensor(1.0)), run_original(torch.tensor(limits.largest_exp_argument(torch.float32)))]))
+        assert torch.equal(
+            out.detach(), torch.stack([run_original(torch.tensor(1.0)), run_original(torch.tensor(limits.largest_exp_argument(torch.float32)))])
+        )
         assert run.log.__len__() == 0, "nothing is read until the step"
         run.read_deferred()
     assert [e.code for e in run.events] == ["NS201"]
