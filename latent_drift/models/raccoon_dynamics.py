@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Final
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from latent_drift.errors import UsageError
 from latent_drift.models.sizes import require_size
-from latent_drift.numerics.limits import round_up
+from latent_drift.numerics.limits import FLOAT_DTYPES, round_up
 
 INITIAL_GAIN: Final = 0.1
 """Xavier gain of both networks: a vector field that starts near zero moves the latents little."""
@@ -53,6 +52,7 @@ class RaccoonDynamics(nn.Module):
             raise UsageError(f"RaccoonDynamics: expected 0 <= sigma_min <= sigma_max, both finite; got sigma_min={sigma_min}, sigma_max={sigma_max}")
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
         self.legacy_compat = legacy_compat
+        self._ranges = {dtype: _log_range(self.sigma_min, self.sigma_max, dtype) for dtype in FLOAT_DTYPES}
         self.drift_net = nn.Sequential(
             nn.Linear(latent_dim + 1, hidden_dim),
             nn.SiLU(),
@@ -100,7 +100,7 @@ class RaccoonDynamics(nn.Module):
             return torch.zeros_like(raw)
         if self.legacy_compat and self.sigma_min > 0.0:
             return torch.exp(raw.clamp(math.log(self.sigma_min), math.log(self.sigma_max)))
-        lowest, span = _log_range(self.sigma_min, self.sigma_max, raw.dtype)
+        lowest, span = self._ranges[raw.dtype]
         if span == 0.0:
             return torch.full_like(raw, lowest)
         above_lowest = (torch.atan(raw - (math.log(lowest) + 0.5 * span)) + _HALF_PI) * (span / math.pi)
@@ -115,7 +115,6 @@ _HALF_PI: Final = 1.5707964
 """pi / 2, rounded up in float32, so that atan(-inf) + pi / 2 is not negative."""
 
 
-@cache
 def _log_range(sigma_min: float, sigma_max: float, dtype: torch.dtype) -> tuple[float, float]:
     """The smallest diffusion in `dtype`, not below sigma_min, and log(largest / smallest), reduced by what rounding may add."""
     info = torch.finfo(dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -141,8 +141,8 @@ class _DiagonalSDE:
 
     def _stratonovich_correction(self, t: Tensor, z: Tensor) -> Tensor:
         """1/2 g_i dg_i/dz_i: for a diagonal matrix of diffusions only the Jacobian's diagonal enters."""
-
-        diffusion, pull_back = torch.func.vjp(lambda x: self.g(t, x), z)
+        linearised: Any = torch.func.vjp(lambda x: self.g(t, x), z)
+        diffusion, pull_back = linearised
         basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
         rows = torch.func.vmap(lambda direction: pull_back(direction.expand_as(z))[0])(basis)  # [i, b, k] = dg_i / dz_k
         correction: Tensor = 0.5 * diffusion * rows.diagonal(dim1=0, dim2=2)
