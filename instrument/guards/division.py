@@ -30,7 +30,7 @@ _LARGE_QUOTIENT = {torch.float16: 0.0, torch.bfloat16: 2.0**32, torch.float32: 2
 overflows is that of two numbers below 1e-19). float16 has no room between ordinary and too large, so there the derivative itself is looked at."""
 
 _NORMS = ("NormBackward", "HypotBackward")
-_BETWEEN = ("Expand", "Clamp", "Unsqueeze", "View", "AddBackward0", "Maximum", "UnsafeView", "Reshape")
+_BETWEEN = ("Expand", "Clamp", "Unsqueeze", "View", "AddBackward0", "Maximum", "UnsafeView", "Reshape", "_Result")
 
 
 class DivisionGuard(AbstractElementwiseGuard):

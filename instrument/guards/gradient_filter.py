@@ -35,7 +35,7 @@ class _Filter(torch.autograd.Function):
     """Identity; on the way back elements in `at` that are not finite become 0, and `told` hears of it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, at: Tensor, told: Told | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, at: Tensor, told: Told) -> Tensor:
         ctx.save_for_backward(at)
         ctx.told = told
         ctx.set_materialize_grads(False)
@@ -53,11 +53,10 @@ class _Filter(torch.autograd.Function):
             bad = at & ~torch.isfinite(gradient.detach())
             count = int(bad.sum())
             if torch.is_grad_enabled():
-                gradient = _Filter.apply(gradient, at, None)  # type: ignore[no-untyped-call]
+                gradient = _Filter.apply(gradient, at, ctx.told)  # type: ignore[no-untyped-call]
             if count == 0:
                 return gradient, None, None
-            if ctx.told is not None:
-                ctx.told(count)
+            ctx.told(count)
             return torch.where(bad, 0.0, gradient), None, None
 
 
@@ -65,8 +64,9 @@ class _Result(torch.autograd.Function):
     """The numbers of `value` with the gradient of `inner`; what the next order sends to the incoming gradient is filtered at `at`."""
 
     @staticmethod
-    def forward(ctx: Any, inner: Tensor, value: Tensor, at: Tensor) -> Tensor:
+    def forward(ctx: Any, inner: Tensor, value: Tensor, at: Tensor, told: Told) -> Tensor:
         ctx.save_for_backward(at)
+        ctx.told = told
         ctx.set_materialize_grads(False)
         return value.clone()  # not a view: a script may write into it
 
@@ -74,8 +74,8 @@ class _Result(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient,) = gradients
         if gradient is not None and torch.is_grad_enabled() and _is_readable(gradient):
-            gradient = _Filter.apply(gradient, ctx.saved_tensors[0], None)  # type: ignore[no-untyped-call]
-        return gradient, None, None
+            gradient = _Filter.apply(gradient, ctx.saved_tensors[0], ctx.told)  # type: ignore[no-untyped-call]
+        return gradient, None, None, None
 
 
 def can_filter() -> bool:
@@ -95,9 +95,9 @@ def again(original: Function, args: tuple[Any, ...], kwargs: dict[str, Any], rep
     return original(*new_args, **{name: replaced.get(name, value) for name, value in kwargs.items()})
 
 
-def with_own_numbers(inner: Tensor, value: Tensor, at: Tensor) -> Tensor:
+def with_own_numbers(inner: Tensor, value: Tensor, at: Tensor, told: Told) -> Tensor:
     """torch's first result `value` on the graph of `inner`, the same operation on filtered arguments."""
     if not inner.requires_grad:
         return value
-    result: Tensor = _Result.apply(inner, value.detach(), at)  # type: ignore[no-untyped-call]
+    result: Tensor = _Result.apply(inner, value.detach(), at, told)  # type: ignore[no-untyped-call]
     return result

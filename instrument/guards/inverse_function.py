@@ -78,8 +78,8 @@ class InverseFunctionGuard(AbstractElementwiseGuard):
             # From both ends at once: the distance from pi/2 is largest there.
             return magnitude(out) < math.inf and smallest(out) > 0.0 and float(torch.amax(out.detach()).item()) < _PI[out.dtype]
         if op == "asin" and out.requires_grad:
-            low, high = torch.aminmax(out.detach())
-            return bool(-_HALF_PI[out.dtype] < low.item() and high.item() < _HALF_PI[out.dtype])
+            lowest, highest = torch.aminmax(out.detach())
+            return bool(-_HALF_PI[out.dtype] < lowest.item() and highest.item() < _HALF_PI[out.dtype])
         largest = magnitude(out)
         if op == "tan":
             return largest < (_LARGEST_TAN[out.dtype] if out.requires_grad else math.inf)
@@ -89,7 +89,7 @@ class InverseFunctionGuard(AbstractElementwiseGuard):
         return f"{call.op} at or beyond the end of its domain"
 
     def edge(self, op: str, operands: tuple[Any, ...], out: Tensor) -> Tensor:
-        (x,) = operands
+        x: Tensor = operands[0]
         if op == "tan":
             return ~torch.isfinite(1.0 + out * out)
         domain = _DOMAINS[op]
@@ -117,14 +117,15 @@ class AngleGuard(AbstractElementwiseGuard):
     def is_clear(self, op: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if not out.requires_grad:
             return True  # finite for finite arguments
-        y, x = (args[i] if len(args) > i else kwargs.get(name) for i, name in enumerate(self.operands))
-        return smallest(_hypot(y.detach(), x.detach())) > _SMALLEST_RADIUS[out.dtype]
+        y, x = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(self.operands))
+        return bool(smallest(_hypot(y.detach(), x.detach())) > _SMALLEST_RADIUS[out.dtype])
 
     def message(self, call: Call) -> str:
         return "atan2 of two numbers that are 0 or too small"
 
     def edge(self, op: str, operands: tuple[Any, ...], out: Tensor) -> Tensor:
-        return ~(_hypot(*operands) > _SMALLEST_RADIUS[out.dtype])
+        small: Tensor = ~(_hypot(*operands) > _SMALLEST_RADIUS[out.dtype])
+        return small
 
     def bounded(self, op: str, operands: tuple[Any, ...], out: Tensor, bad: Tensor) -> Tensor:
         return torch.zeros_like(out)

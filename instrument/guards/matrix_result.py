@@ -36,7 +36,7 @@ class AbstractMatrixGuard(AbstractResultGuard):
 
     def settled(self, call: Call) -> Any:
         key: int | str = 0 if call.args else next((name for name in _NAMES if name in call.kwargs), 0)
-        x = call.args[0] if call.args else call.kwargs.get(str(key))
+        x: Any = call.args[0] if call.args else call.kwargs.get(str(key))
         if not is_plain(x) or call.kwargs.get("out") is not None:
             return call.out
         parts = list(call.out) if isinstance(call.out, tuple) else [call.out]
@@ -49,9 +49,10 @@ class AbstractMatrixGuard(AbstractResultGuard):
         if any_bad:
             self.born(call, bad, x, site)
         if bool(flags.any()) and self.neutralises(told):
-            inner = again(call.original, call.args, call.kwargs, {key: filtered(x, _over(flags, x), self.told(call, x, site))})
+            told_by = self.told(call, x, site)
+            inner = again(call.original, call.args, call.kwargs, {key: filtered(x, _over(flags, x), told_by)})
             inners = list(inner) if isinstance(inner, tuple) else [inner]
-            parts = [with_own_numbers(i, o, _over(flags, o)) for i, o in zip(inners, parts, strict=True)]
+            parts = [with_own_numbers(i, o, _over(flags, o), told_by) for i, o in zip(inners, parts, strict=True)]
         if any_bad and self.bounds_forward(site):
             self.note_bounded(call, bad, x, site)
             parts[-1] = torch.where(bad, self.bounded(call.op, told.detach()), parts[-1])
@@ -62,4 +63,4 @@ class AbstractMatrixGuard(AbstractResultGuard):
 
 def _over(flags: Tensor, x: Tensor) -> Tensor:
     """A flag for each matrix, as a flag for each element of `x`."""
-    return flags.reshape(*flags.shape, *(1,) * (x.dim() - flags.dim())).expand_as(x)
+    return flags.reshape((*flags.shape, *(1,) * (x.dim() - flags.dim()))).expand_as(x)

@@ -67,7 +67,8 @@ class NormGuard(AbstractReductionGuard):
         return f"{call.op} of a vector that is 0, too small or too large"
 
     def rows(self, call: Call, x: Tensor, out: Tensor) -> Tensor:
-        return ~(out > _SMALL[out.dtype])
+        small: Tensor = ~(out > _SMALL[out.dtype])
+        return small
 
     def bounded(self, call: Call, x: Tensor, out: Tensor, bad: Tensor) -> Tensor:
         return out.nan_to_num(0.0, torch.finfo(out.dtype).max)

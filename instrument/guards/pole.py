@@ -62,8 +62,9 @@ class PoleGuard(AbstractElementwiseGuard):
         return f"{call.op} at a pole"
 
     def edge(self, op: str, operands: tuple[Any, ...], out: Tensor) -> Tensor:
+        x: Tensor = operands[0]
         if op == "entr":
-            return operands[0] <= torch.finfo(out.dtype).tiny
+            return x <= torch.finfo(out.dtype).tiny
         return ~(out.abs() < _LIMIT[op][out.dtype])
 
     def bounded(self, op: str, operands: tuple[Any, ...], out: Tensor, bad: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class PowerGuard(AbstractElementwiseGuard):
         return super().stand_in(original, spelling)
 
     def is_clear(self, op: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        exponent = args[1] if len(args) > 1 else kwargs.get("exponent")
+        exponent: Any = args[1] if len(args) > 1 else kwargs.get("exponent")
         kind = type(exponent)
         if kind in _NUMBERS:
             if exponent >= 1.0:
@@ -73,15 +73,15 @@ class PowerGuard(AbstractElementwiseGuard):
                 low = smallest(out)
                 return low > 0.0 or (low == 0.0 and not out.requires_grad)
             # The derivative grows as the result to the power 1 + 1/|p|: below this magnitude it cannot overflow.
-            return exponent == 0.0 or magnitude(out) < torch.finfo(out.dtype).max ** (exponent / (exponent - 1.0)) / max(1.0, -exponent)
+            return bool(exponent == 0.0 or magnitude(out) < torch.finfo(out.dtype).max ** (exponent / (exponent - 1.0)) / max(1.0, -exponent))
         if not out.requires_grad:
             return magnitude(out) < math.inf
-        base = args[0] if args else kwargs.get("input")
+        base: Any = args[0] if args else kwargs.get("input")
         if type(base) in _NUMBERS:
-            return base > 0.0 and magnitude(out) < _THOUSANDTH[out.dtype]
+            return bool(base > 0.0 and magnitude(out) < _THOUSANDTH[out.dtype])
         if not isinstance(base, Tensor) or not isinstance(exponent, Tensor) or not base.is_floating_point() or not base.numel():
             return False
-        return smallest(base) > 1.0 / _FOURTH_ROOT[out.dtype] and magnitude(out) < _FOURTH_ROOT[out.dtype]
+        return bool(smallest(base) > 1.0 / _FOURTH_ROOT[out.dtype] and magnitude(out) < _FOURTH_ROOT[out.dtype])
 
     def message(self, call: Call) -> str:
         return f"{call.op} beyond the dtype's range, at 0, or of a negative number"
@@ -126,8 +126,9 @@ class PowerGuard(AbstractElementwiseGuard):
             bound = _div(limit - _log(log_a.abs()).clamp(min=0.0) - slack * limit, log_a)
         x: Tensor = values[position]
         over = over.expand_as(out)
+        told = self.told(call, x, RUNTIME.run.site())
         if x.dtype is not out.dtype and x.requires_grad and can_filter():
-            x = filtered(x, over.float().sum_to_size(x.shape) > 0.0, self.told(call, x, RUNTIME.run.site())).to(out.dtype)
+            x = filtered(x, over.float().sum_to_size(x.shape) > 0.0, told).to(out.dtype)
         whole = x.to(out.dtype).expand_as(out)
         bound = bound.expand_as(out).to(out.dtype)
         straight = RUNTIME.run.policy.straight_through
@@ -142,7 +143,7 @@ class PowerGuard(AbstractElementwiseGuard):
             return Call(call.original, call.op, call.args, call.kwargs, out.copy_(numbers))
         args = tuple(argument if i == key else v for i, v in enumerate(call.args))
         kwargs = {name: argument if name == key else value for name, value in kwargs.items()}
-        return Call(call.original, call.op, args, kwargs, with_own_numbers(inner, numbers, over))
+        return Call(call.original, call.op, args, kwargs, with_own_numbers(inner, numbers, over, told))
 
     def edge(self, op: str, operands: tuple[Any, ...], out: Tensor) -> Tensor:
         a, p = (v.to(out.dtype) if isinstance(v, Tensor) else torch.tensor(v, dtype=out.dtype) for v in operands)

@@ -37,7 +37,7 @@ class ReciprocalGuard(AbstractElementwiseGuard):
         return [s for op in _LIMIT for s in spelled(op, (torch, op), (torch, op + "_"), (torch.Tensor, op), (torch.Tensor, op + "_"))]
 
     def is_clear(self, op: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return magnitude(out) < _LIMIT[op][out.dtype]
+        return bool(magnitude(out) < _LIMIT[op][out.dtype])
 
     def message(self, call: Call) -> str:
         return f"{call.op} of 0 or of a number too small"

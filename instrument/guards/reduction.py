@@ -53,13 +53,11 @@ class AbstractReductionGuard(AbstractResultGuard):
             rows = self.rows(call, x.detach(), out.detach()) | bad
             if bool(rows.any()):
                 behind = elements_of_rows(rows, x, dims)
-                replaced = {call.key(0, self.operand_name): filtered(x, behind, self.told(call, x, site))}
-                inner = again(call.original, call.args, call.kwargs, replaced)
+                told = self.told(call, x, site)
+                inner = again(call.original, call.args, call.kwargs, {call.key(0, self.operand_name): filtered(x, behind, told)})
                 inners = inner if isinstance(inner, tuple) else (inner,)
-                outs = [
-                    with_own_numbers(i, o, rows if rows.shape == o.shape else torch.ones_like(o, dtype=torch.bool))
-                    for i, o in zip(inners, outs, strict=True)
-                ]
+                flags = [rows if rows.shape == o.shape else torch.ones_like(o, dtype=torch.bool) for o in outs]
+                outs = [with_own_numbers(i, o, flag, told) for i, o, flag in zip(inners, outs, flags, strict=True)]
         if any_bad and self.bounds_forward(site):
             self.note_bounded(call, bad, x, site)
             finite = self.bounded(call, x.detach(), out.detach(), bad)

@@ -106,7 +106,7 @@ class AbstractResultGuard(AbstractGuard):
 
         @mimic(original, spelling)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            x = args[0] if args else kwargs.get("self")
+            x: Any = args[0] if args else kwargs.get("self")
             if is_compiling() or not RUNTIME.active or not is_plain(x) or not x.is_cpu or not x.numel() or (x.is_leaf and x.requires_grad):
                 return original(*args, **kwargs)
             with without_function_modes():
@@ -220,7 +220,7 @@ class AbstractElementwiseGuard(AbstractResultGuard):
                     # back the conversion itself may overflow.
                     value = filtered(value, at.float().sum_to_size(value.shape) > 0.0, told).to(out.dtype)
                 replaced[call.key(position, name)] = filtered(value.expand_as(out), at, told)
-        return with_own_numbers(again(call.original, call.args, call.kwargs, replaced), out, at)
+        return with_own_numbers(again(call.original, call.args, call.kwargs, replaced), out, at, told)
 
 
 _ORIGINALS: dict[str, Function] = {

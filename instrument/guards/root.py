@@ -38,7 +38,8 @@ class RootGuard(AbstractElementwiseGuard):
         return "sqrt of 0 or of a negative number"
 
     def edge(self, op: str, operands: tuple[Any, ...], out: Tensor) -> Tensor:
-        return operands[0] <= 0.0
+        x: Tensor = operands[0]
+        return x <= 0.0
 
     def bounded(self, op: str, operands: tuple[Any, ...], out: Tensor, bad: Tensor) -> Tensor:
         return torch.zeros_like(out)

@@ -47,7 +47,7 @@ class SimilarityGuard(AbstractResultGuard):
             return out
         dim = call.argument(2, "dim", 1)
         broken = ~torch.isfinite(out.detach())
-        shape = torch.broadcast_shapes(*(v.shape for v in vectors))
+        shape = torch.broadcast_shapes(*(v.shape for v in vectors))  # type: ignore[no-untyped-call]
         dims = (dim % max(len(shape), 1),)
         finite = torch.ones_like(broken)
         for v in vectors:
@@ -59,12 +59,13 @@ class SimilarityGuard(AbstractResultGuard):
         self.born(call, bad, vectors[0], site)
         result = out
         if self.neutralises(out):
+            told = self.told(call, vectors[0], site)
             replaced: dict[int | str, Tensor] = {}
             for i, name in enumerate(_NAMES):
                 if vectors[i].requires_grad:
                     whole = vectors[i].expand(shape)
-                    replaced[call.key(i, name)] = filtered(whole, elements_of_rows(bad, whole, dims), self.told(call, whole, site))
-            result = with_own_numbers(again(call.original, call.args, call.kwargs, replaced), out, bad)
+                    replaced[call.key(i, name)] = filtered(whole, elements_of_rows(bad, whole, dims), told)
+            result = with_own_numbers(again(call.original, call.args, call.kwargs, replaced), out, bad, told)
         if self.bounds_forward(site):
             self.note_bounded(call, bad, vectors[0], site)
             result = torch.where(bad, 0.0, result)

@@ -62,13 +62,13 @@ class SpectrumGuard(AbstractResultGuard):
         key: int | str = 0 if call.args else next(name for name in ("A", "input") if name in call.kwargs)
         inner = again(call.original, call.args, call.kwargs, {key: filtered(told_by, _over(matrices, told_by, 2), told)})
         inners = inner if isinstance(inner, tuple) else (inner,)
-        own = [with_own_numbers(i, o, _over(matrices, o, o.dim() - matrices.dim())) for i, o in zip(inners, parts, strict=True)]
+        own = [with_own_numbers(i, o, _over(matrices, o, o.dim() - matrices.dim()), told) for i, o in zip(inners, parts, strict=True)]
         return type(call.out)(own) if isinstance(call.out, tuple) else own[0]  # type: ignore[call-arg]
 
 
 def _over(matrices: Tensor, x: Tensor, dims: int) -> Tensor:
     """A flag for each matrix, as a flag for each element of `x`."""
-    return matrices.reshape(*matrices.shape, *(1,) * dims).expand_as(x)
+    return matrices.reshape((*matrices.shape, *(1,) * dims)).expand_as(x)
 
 
 def _degenerate(op: str, values: Tensor) -> Tensor:
