@@ -12,6 +12,7 @@ starting points, statistics proportional to the number of samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -30,6 +31,10 @@ from latent_drift.numerics.bounds import attach_gradient
 REFERENCE_STEPS: Final = 66
 """Steps of the published sequences of 67 tokens: there, and only there, the corrected and the published weight of an
 error of the vector field are the same."""
+
+LARGEST_VARIANCE_RATIO: Final = 10.0
+"""Where the likelihood's gradient of the prior's log scale, 1 - variance / scale^2, is cut off. A batch of one normal
+sample exceeds it with probability 0.002."""
 
 
 class Predictor(nn.Module):
@@ -176,17 +181,22 @@ class DeterministicLatentODE(nn.Module):
     def _fit_beside(self, z: Tensor) -> Tensor:
         """What trains the prior of z_0 and the predictor, on latents that are taken as given.
 
-        The prior matches location and log spread of z_0 by an absolute error rounded off at 1: its gradient is
-        bounded, where that of the likelihood grows as 1 / scale^2 when the starts agree and would take up all of a
-        clipped gradient. The predictor forecasts the smoothed next latent.
+        The prior's location follows the mean of z_0 by an absolute error rounded off at 1, its log scale the gradient of
+        the likelihood, 1 - variance / scale^2, bounded below: where all z_0 agree, the likelihood's own gradient grows as
+        1 / scale^2 and would take up all of a clipped gradient. The predictor forecasts the smoothed next latent.
         """
-        first = z[:, 0].to(self.p_init_distr.m.dtype)
-        low, high = self.config.latent.log_std_min, self.config.latent.log_std_max
-        spread = (first - self.p_init_distr.m.detach()).float().square()
-        log_spread = (0.5 * spread.mean(0, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).log()).clamp(low, high)
-        if first.shape[0] == 0:
-            log_spread = self.p_init_distr.log_s.detach().float()
-        location = F.smooth_l1_loss(self.p_init_distr.m.expand_as(first).float(), first.float(), reduction="none")
-        scale = F.smooth_l1_loss(self.p_init_distr.log_s.float(), log_spread, reduction="none")
+        prior = self.p_init_distr
+        first, m, log_s = z[:, 0].float(), prior.m.float(), prior.log_s.float()
+        low, high = prior.log_scale_bounds
+        with torch.no_grad():
+            if first.shape[0] == 0:
+                centre, slope = m, torch.zeros_like(log_s)
+            else:
+                centre = first.mean(0, keepdim=True)
+                log_variance = (first - m).square().mean(0, keepdim=True).log()
+                slope = 1.0 - (log_variance - 2.0 * log_s.clamp(low, high)).clamp_max(math.log(LARGEST_VARIANCE_RATIO)).exp()
+                slope = slope.masked_fill(((log_s <= low) & (slope > 0)) | ((log_s >= high) & (slope < 0)), 0.0)  # not further out
+        location = F.smooth_l1_loss(m, centre, reduction="none")
+        scale = log_s * slope
         forecast = (self.predictor(z[:, :-1]) - self.encoder.local_smooth(z)[:, 1:]).abs()
         return _mean(location) + _mean(scale) + _mean(forecast)

@@ -60,11 +60,16 @@ class PriorInitDistribution(nn.Module):
         self._log_std = (latent.log_std_min, latent.log_std_max)
         self._half_log_std = (-7.0, 5.5)  # float16: exp(-7) = 9.1e-4 has a normal square root, exp(5.5) = 245 a finite square
 
+    @property
+    def log_scale_bounds(self) -> tuple[float, float]:
+        """The smallest and largest log standard deviation in the parameter's dtype."""
+        return self._half_log_std if self.log_s.dtype == torch.float16 else self._log_std
+
     def log_scale(self) -> Tensor:
         """log_s within its bounds, (1, latent_size)."""
         if self.legacy_compat:
             return self.log_s
-        low, high = self._half_log_std if self.log_s.dtype == torch.float16 else self._log_std
+        low, high = self.log_scale_bounds
         return clamp(self.log_s, low, high, outside="inward")
 
     def forward(self) -> Distribution:
