@@ -75,6 +75,7 @@ def using(source: Source | None = None, *, profile: str | None = None, **overrid
     finally:
         # No token is reset: a block may be left in another context than it was entered in (a notebook's next cell, a generator).
         activation.is_live = False
+        _here.set(tuple(outer for outer in _here.get() if outer.is_live))
 
 
 @contextmanager

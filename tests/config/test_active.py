@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import threading
 from pathlib import Path
 
@@ -93,6 +94,19 @@ def test_a_block_left_in_another_context_is_left() -> None:
     block.__enter__()
     contextvars.copy_context().run(block.__exit__, None, None, None)
     assert active() == load()
+
+
+def test_blocks_that_were_left_are_forgotten() -> None:
+    module = sys.modules["latent_drift.config.active"]
+    with using("1.0.0") as outer:
+        for _ in range(3):
+            with using("0.9.0"):
+                pass
+        assert [activation.config for activation in module._here.get()] == [outer]
+    assert module._here.get() == ()
+    with using_everywhere("0.9.0"):
+        pass
+    assert module._everywhere == ()
 
 
 def test_the_default_follows_directory_and_environment(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
