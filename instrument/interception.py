@@ -77,7 +77,7 @@ def _is_scanned(name: str) -> bool:
     top = name.partition(".")[0]
     if top == "torch":
         return name.startswith(_SCANNED_TORCH)
-    return top not in _OWN and top not in sys.stdlib_module_names or top == "__main__"
+    return (top not in _OWN and top not in sys.stdlib_module_names) or top == "__main__"
 
 
 Undo = Callable[[], None]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -79,6 +80,10 @@ class Run:
         self.foreign_patches: tuple[str, ...] = ()
         self._armed: set[tuple[str, int]] = set()
         self._fired: set[tuple[str, int]] = set()
+        self.optimizers: WeakSet[torch.optim.Optimizer] = WeakSet()
+        self.backward_calls = 0
+        self.updates_by_hand = False
+        self.scaled_loss: weakref.ref[Tensor] | None = None
         self._births: dict[tuple[tuple[str, int], str], _Birth] = {}
         self._looked_at: Counter[tuple[str, int]] = Counter()
         self._deferred: list[_Deferred] = []
@@ -163,7 +168,7 @@ class Run:
         return bool(self._armed) and site is not None and (site.file, site.line) in self._armed
 
     def blame(self) -> None:
-        """This step's loss or gradient came out non-finite: name the first place that made a bad number, and guard the places that did more tightly."""
+        """This step's loss or gradient is not finite: name the first place that made a bad number, and guard such places more tightly from now on."""
         for birth in self._births.values():
             self.log.record(self._event(birth.code, "observed", birth.op, birth.message, birth.site, None, birth.facts))
             break
@@ -202,6 +207,7 @@ class Run:
         """Count a step; with several optimizers a step of the run is the most that any of them took."""
         count = self._optimizer_steps.get(optimizer, 0) + 1
         self._optimizer_steps[optimizer] = count
+        self.optimizers.add(optimizer)
         tally = self.tally
         tally.steps = max(tally.steps, count)
         self._fired.clear()
@@ -211,6 +217,16 @@ class Run:
             tally.skipped_in_a_row += 1
         else:
             tally.skipped_in_a_row = 0
+
+    def update_by_hand_finished(self) -> None:
+        """Without an optimizer each backward counts as a step."""
+        self.tally.steps += 1
+        self._fired.clear()
+        self._births.clear()
+
+    def mark_scaled(self, loss: Tensor) -> None:
+        """This loss carries a GradScaler's factor: an overflow in it or in its gradients is the scaler's search, no anomaly."""
+        self.scaled_loss = weakref.ref(loss)
 
     def is_first_step(self, optimizer: torch.optim.Optimizer) -> bool:
         """True until `optimizer` has finished a step in this run."""

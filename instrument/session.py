@@ -95,6 +95,8 @@ class _Installation:
                 if "step" in vars(cls) and not any(r.owner is cls and r.name == "step" for r in self._replacements):
                     self._guard_step(cls)
                 self._born.append(weakref.ref(optimizer))
+                for run in _OPEN:
+                    run.optimizers.add(optimizer)
 
         self._replacements.append(replace_attribute(Optimizer, "_patch_step_function", patch_step_function))
 
@@ -190,7 +192,7 @@ def _frames(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-class stable:  # noqa: N801  # it reads as a verb: `with stable():`
+class stable:  # it reads as a verb: `with stable():`
     """A block, function or decorated coroutine or generator in which PyTorch's numerics are guarded.
 
     with instrument.stable() as run: ...

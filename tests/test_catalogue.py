@@ -11,10 +11,10 @@ from patches.findings import FAMILIES, FINDINGS, finding
 def test_codes_and_names_are_distinct_and_well_formed():
     assert len({f.name for f in FINDINGS.values()}) == len(FINDINGS)
     for code, found in FINDINGS.items():
-        assert re.fullmatch(r"NS[1-9]\d\d", code)
+        assert re.fullmatch(r"NS\d\d\d", code)
         assert found.code == code
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", found.name)
-        assert found.family in FAMILIES
+        assert found.family in FAMILIES or code.startswith("NS0"), "NS0xx are the tool speaking of itself"
         assert found.summary
         assert found.remedy
     assert list(FINDINGS) == sorted(FINDINGS)

@@ -1,49 +1,192 @@
-"""backward on a loss that is NaN or Inf (NS509): said once, at the line that called it; the gradients are judged before the step."""
+"""backward and autograd.grad: a loss that is NaN or Inf (NS509), and gradients that nobody's optimizer will judge (NS506).
+
+With an optimizer, gradients are judged when it steps. Many old scripts have none and update by hand (`p.data -= lr * p.grad`): there the
+gradients are judged as soon as `backward` returns, and only their non-finite elements are set to 0 (no clipping, so accumulation is safe).
+What `torch.autograd.grad` returns is the caller's at once, so it is judged there.
+"""
 
 from __future__ import annotations
 
+import gc
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
+from torch.optim import Optimizer
 
 from instrument.guards.base import Function, Spelling, is_compiling, mimic
+from instrument.guards.step import parameter_names
+from instrument.run import Run
 from instrument.runtime import RUNTIME, is_plain, without_function_modes
+from latent_drift.numerics.gradients import global_norm, zero_nonfinite_
 
-CODE = "NS509"
+NONFINITE_LOSS = "NS509"
+NONFINITE_GRADIENT = "NS506"
+
+_COVERED_LOOKS = 2  # backward calls after which the leaves of a script with optimizers are taken to be theirs
 
 
 def spellings() -> list[Spelling]:
     """`Tensor.backward` reaches `torch.autograd.backward`, so one attribute covers both."""
-    return [Spelling(torch.autograd, "backward", "backward")]
+    return [Spelling(torch.autograd, "backward", "backward"), Spelling(torch.autograd, "grad", "grad"), Spelling(GradScaler, "scale", "scale")]
 
 
 def stand_in(original: Function, spelling: Spelling) -> Function:
-    """`torch.autograd.backward` that looks at its roots first. On an accelerator nothing is read: the gradients tell at the step."""
+    """What replaces each of them. On an accelerator the loss is not read: its gradients tell at the step."""
+    return {"backward": _backward, "grad": _grad, "scale": _scale}[spelling.op](original, spelling)
 
+
+def _roots(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Sequence[Any]:
+    roots = args[0] if args else kwargs.get(name)
+    return roots if isinstance(roots, list | tuple) else (roots,)
+
+
+def _backward(original: Function, spelling: Spelling) -> Function:
     @mimic(original, spelling)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         if is_compiling() or not RUNTIME.active:
             return original(*args, **kwargs)
-        roots = args[0] if args else kwargs.get("tensors")
-        if isinstance(roots, Tensor):
-            _look_at(roots)
-        elif isinstance(roots, list | tuple):
-            for root in roots:
-                _look_at(root)
-        return original(*args, **kwargs)
+        run = RUNTIME.run
+        roots = _roots(args, kwargs, "tensors")
+        scaled = _look_at_losses(run, roots)
+        result = original(*args, **kwargs)
+        if not scaled and _nobody_steps(run, roots):
+            _judge_leaves(run, roots)
+        return result
 
     return guarded
 
 
-def _look_at(root: Any) -> None:
+def _look_at_losses(run: Run, roots: Sequence[Any]) -> bool:
+    """Report non-finite losses; returns whether one is a scaled loss, whose value says nothing: it was judged before it was scaled."""
+    for root in roots:
+        if run.scaled_loss is not None and run.scaled_loss() is root:
+            return True
+        _look_at(run, root)
+    return False
+
+
+def _look_at(run: Run, root: Any) -> None:
     if not is_plain(root) or not root.is_cpu or root.numel() != 1:
         return
     with without_function_modes():
         value = root.detach().item()
-    if math.isfinite(value):
-        return
-    run = RUNTIME.run
-    run.blame()
-    run.note(CODE, "observed", "backward", x=root, message=f"the loss is {value} when backward is called; its gradients are judged before the step")
+    if not math.isfinite(value):
+        run.blame()
+        run.note(
+            NONFINITE_LOSS,
+            "observed",
+            "backward",
+            x=root,
+            message=f"the loss is {value} when backward is called; its gradients are judged before use",
+        )
+
+
+def _scale(original: Function, spelling: Spelling) -> Function:
+    @mimic(original, spelling)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if RUNTIME.active and not is_compiling() and isinstance(result, Tensor):
+            loss = args[1] if len(args) > 1 else kwargs.get("outputs")
+            _look_at(RUNTIME.run, loss)
+            RUNTIME.run.mark_scaled(result)
+        return result
+
+    return guarded
+
+
+# Gradients that no optimizer will judge -------------------------------------------------------------------------------
+
+
+def _nobody_steps(run: Run, roots: Sequence[Any]) -> bool:
+    """Whether the leaves behind these roots are updated by hand, as far as can be known.
+
+    An optimizer that was built before the block is found once, among all objects. Where there are optimizers, the first calls of backward
+    still compare their parameters with the leaves: a script may use both.
+    """
+    if not run.policy.act:
+        return False
+    if run.backward_calls == 0:
+        for candidate in gc.get_objects():
+            if issubclass(type(candidate), Optimizer):
+                run.optimizers.add(candidate)
+    run.backward_calls += 1
+    if not run.optimizers:
+        return True
+    if run.backward_calls > _COVERED_LOOKS:
+        return run.updates_by_hand
+    stepped = {id(p) for optimizer in list(run.optimizers) for group in optimizer.param_groups for p in group["params"]}
+    run.updates_by_hand = any(id(leaf) not in stepped for leaf in _leaves(roots))
+    return run.updates_by_hand
+
+
+def _leaves(roots: Sequence[Any]) -> list[Tensor]:
+    """The leaf tensors that a backward pass from these roots reaches."""
+    pending = [root.grad_fn for root in roots if isinstance(root, Tensor) and root.grad_fn is not None]
+    seen: set[Any] = set(pending)
+    leaves: list[Tensor] = []
+    while pending:
+        node = pending.pop()
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, Tensor):
+            leaves.append(variable)
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                pending.append(following)
+    return leaves
+
+
+def _judge_leaves(run: Run, roots: Sequence[Any]) -> None:
+    stepped = {id(p) for optimizer in list(run.optimizers) for group in optimizer.param_groups for p in group["params"]}
+    leaves = [leaf for leaf in _leaves(roots) if leaf.grad is not None and id(leaf) not in stepped]
+    with torch.no_grad(), without_function_modes():
+        bad = [leaf for leaf in leaves if leaf.grad is not None and not math.isfinite(global_norm([leaf.grad]))] if _any_bad(leaves) else []
+        if bad:
+            run.blame()
+            names = ", ".join(parameter_names(bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+            first = bad[0].grad
+            count = 0
+            message = f"the gradient of {len(bad)} of {len(leaves)} tensors ({names}) is not finite after backward"
+            run.note(NONFINITE_GRADIENT, "zeroed", "backward", x=first, message=message + "; those elements were set to 0")
+            count = zero_nonfinite_([leaf.grad for leaf in bad if leaf.grad is not None])
+            run.tally.skipped += 1 if count else 0
+    run.update_by_hand_finished()
+
+
+def _any_bad(leaves: Sequence[Tensor]) -> bool:
+    return not math.isfinite(global_norm([leaf.grad for leaf in leaves if leaf.grad is not None]))
+
+
+def _grad(original: Function, spelling: Spelling) -> Function:
+    @mimic(original, spelling)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if is_compiling() or not RUNTIME.active or not isinstance(result, tuple):
+            return result
+        run = RUNTIME.run
+        if any(run.scaled_loss is not None and run.scaled_loss() is root for root in _roots(args, kwargs, "outputs")):
+            return result
+        plain = [g for g in result if is_plain(g) and g.is_cpu and g.numel()]
+        with without_function_modes():
+            if not plain or math.isfinite(global_norm([g.detach() for g in plain])):
+                return result
+            acts = run.policy.act
+            for root in _roots(args, kwargs, "outputs"):
+                _look_at(run, root)
+            run.blame()
+            bad = next(g for g in plain if not math.isfinite(global_norm([g.detach()])))
+            said = "; those elements were set to 0" if acts else ""
+            run.note(
+                NONFINITE_GRADIENT, "zeroed" if acts else "observed", "grad", x=bad, message="torch.autograd.grad gave non-finite elements" + said
+            )
+            if not acts:
+                return result
+            # torch.where keeps the graph of create_graph=True, and every finite element as it was.
+            mended = (torch.where(torch.isfinite(g), g, torch.zeros((), dtype=g.dtype)) if is_plain(g) and g.is_cpu else g for g in result)
+            return type(result)(mended) if type(result) is tuple else result
+
+    return guarded

@@ -87,7 +87,7 @@ def _finish(optimizer: Optimizer, skipped: bool) -> None:
     run.step_finished(optimizer, skipped=skipped)
     if skipped and run.tally.skipped_in_a_row >= run.config.gradient.max_consecutive_skips:
         raise GiveUpError(
-            f"{run.tally.skipped_in_a_row} optimizer steps in a row had to be skipped because their gradients were not finite: going on would only spin. "
+            f"{run.tally.skipped_in_a_row} optimizer steps in a row had to be skipped, their gradients were not finite: going on would only spin. "
             "The events say where the first bad number came from; mend that line, lower the learning rate, or raise gradient.max_consecutive_skips."
         )
 
