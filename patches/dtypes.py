@@ -12,6 +12,7 @@ import libcst as cst
 from patches import flow, operations, values
 from patches.constants import number
 from patches.edits import AddLines, Edit, Unfixable
+from patches.settings import HALF, Settings
 from patches.source import Source
 
 # float16 itself, and what brings it in: bfloat16 has float32's range and does not count.
@@ -29,12 +30,17 @@ _KEEPS_DTYPE = frozenset(
 )
 
 
-def is_float16_in_sight(source: Source) -> bool:
+def is_float16_meant(text: str, settings: Settings) -> bool:
     """Whether the code may meet float16: `--dtype float16`, or the file speaks of it or of autocast."""
-    if source.settings.dtype is not None:
-        return source.settings.dtype in ("float16", "half", "fp16")
+    if settings.dtype is not None:
+        return settings.dtype in HALF
+    return _FLOAT16_MARKS.search(text) is not None
+
+
+def is_float16_in_sight(source: Source) -> bool:
+    """The same for a parsed file, worked out once."""
     if "float16_in_sight" not in source.memo:
-        source.memo["float16_in_sight"] = _FLOAT16_MARKS.search(source.text) is not None
+        source.memo["float16_in_sight"] = is_float16_meant(source.text, source.settings)
     return bool(source.memo["float16_in_sight"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from patches.rules.base import AbstractRule, Hit
 from patches.settings import Settings
 from patches.source import Source
 
+_WORD = re.compile(r"\w+")
 _PASSES = 10  # nested findings are mended from the outside in, one level a pass
 
 
@@ -42,11 +44,12 @@ class Diagnostic:
         return FINDINGS[self.code].name
 
 
-def relevant(text: str, rules: Iterable[AbstractRule]) -> list[AbstractRule]:
+def relevant(text: str, rules: Iterable[AbstractRule], settings: Settings) -> list[AbstractRule]:
     """The rules that have anything to look for in this text: the filter that most files do not pass."""
     if "torch" not in text:
         return []
-    return [rule for rule in rules if any(trigger in text for trigger in rule.triggers)]
+    words = frozenset(_WORD.findall(text))
+    return [rule for rule in rules if rule.is_relevant(text, words, settings)]
 
 
 def check(source: Source, rules: Iterable[AbstractRule]) -> list[Diagnostic]:
@@ -104,7 +107,7 @@ def fix(
     applied: list[Diagnostic] = []
     seen = {text}
     for _ in range(_PASSES):
-        active = relevant(text, rules)
+        active = relevant(text, rules, settings)
         if not active:
             break
         source = Source(text, path, settings)

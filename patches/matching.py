@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 
 import libcst as cst
 
@@ -80,13 +81,15 @@ def operation(source: Source, node: cst.CSTNode, *wanted: str, result_is_tensor:
     A method counts when its receiver is a tensor, or is not known to be anything else in a file that
     imports torch and the method is one that only tensors have (`x.exp()`; not `x.sum()`, `x.clip()`).
     """
-    if not isinstance(node, cst.Call):
+    if type(node) is not cst.Call:
         return None
-    if wanted and isinstance(node.func, cst.Attribute):  # cheap refusal before names are resolved
-        bare = node.func.attr.value.rstrip("_")
-        if not any(bare == name.rpartition(".")[2] or operations.ALIASES.get(bare) == name or bare in operations.MODULES for name in wanted):
-            parsed = operations.module_call(source, node)
-            return parsed if parsed is not None and parsed.name in wanted else operations.parse(source, node) if bare in ("expit", "logits") else None
+    if wanted and type(node.func) is cst.Attribute:  # cheap refusal before names are resolved
+        spellings, by_module = _spellings(wanted)
+        if node.func.attr.value not in spellings:
+            if not by_module or type(node.func.value) is not cst.Name or node.func.value.value != "self":
+                return None
+            parsed = operations.parse(source, node)
+            return parsed if parsed is not None and parsed.form == "module" and parsed.name in wanted else None
     parsed = operations.parse(source, node)
     if parsed is None or (wanted and parsed.name not in wanted):
         return None
@@ -95,6 +98,16 @@ def operation(source: Source, node: cst.CSTNode, *wanted: str, result_is_tensor:
         if receiver.kind != "tensor" and (receiver.kind != "unknown" or not (result_is_tensor or _is_presumed_tensor(source, parsed))):
             return None
     return parsed
+
+
+@cache
+def _spellings(wanted: tuple[str, ...]) -> tuple[frozenset[str], bool]:
+    """The attribute names under which these operations are called, and whether an nn module computes one of them."""
+    bare = {name.rpartition(".")[2] for name in wanted}
+    bare |= {alias for alias, name in (*operations.ALIASES.items(), *operations.SPECIAL.items()) if name in wanted}
+    return frozenset(bare | {f"{name}_" for name in bare}), not operations.MODULES.keys().isdisjoint(
+        module for module, name in operations.MODULES.items() if name in wanted
+    )
 
 
 def _is_presumed_tensor(source: Source, method: Operation) -> bool:

@@ -16,7 +16,7 @@ from patches.source import Source
 Form = Literal["function", "method", "module"]
 
 _PREFIXES = ("torch.nn.functional.", "torch.special.", "torch.Tensor.", "torch._C._nn.", "torch.functional.", "torch.")
-_SPECIAL = {"expit": "sigmoid", "logits": "logit"}
+SPECIAL = {"expit": "sigmoid", "logits": "logit"}
 _KEPT = ("torch.linalg.", "torch.fft.", "torch.distributions.", "torch.nn.", "torch.optim.", "torch.cuda.", "torch.amp.", "torch.autograd.")
 
 MODULES: dict[str, str] = {
@@ -74,7 +74,7 @@ def canonical_name(full: str) -> str | None:
             break
     if prefix == "torch." and full.startswith(_KEPT):
         return full[len("torch.") :]
-    name = _SPECIAL.get(name, name)
+    name = SPECIAL.get(name, name)
     return ALIASES.get(name, name)
 
 

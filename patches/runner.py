@@ -141,7 +141,7 @@ def process_text(job: Job, text: str) -> Checked | Failed | PatchedText:
         return kept
 
     try:
-        if not relevant(text, rules) and "stability:" not in text:
+        if not relevant(text, rules, job.settings) and "stability:" not in text:
             failed = _syntax_error(text, job.shown)
             if failed is not None:
                 return failed
@@ -150,10 +150,10 @@ def process_text(job: Job, text: str) -> Checked | Failed | PatchedText:
         if job.patch:
             changed, applied = fix(text, job.shown, rules, job.settings, wanted)
             source = Source(changed, job.shown, job.settings)
-            remaining = tuple(wanted(source, check(source, relevant(changed, rules))))
+            remaining = tuple(wanted(source, check(source, relevant(changed, rules, job.settings))))
             return changed, tuple(applied), remaining, _notes(job, located, fired)
         source = Source(text, job.shown, job.settings)
-        diagnostics = tuple(wanted(source, check(source, relevant(text, rules))))
+        diagnostics = tuple(wanted(source, check(source, relevant(text, rules, job.settings))))
         return Checked(job.shown, diagnostics, _notes(job, located, fired))
     except cst.ParserSyntaxError as error:
         return Failed(job.shown, f"does not parse: {error.message.splitlines()[0]}", error.editor_line, error.editor_column)

@@ -88,7 +88,35 @@ _BRANCHING: dict[type[cst.CSTNode], tuple[str, ...]] = {
     cst.TryStar: ("body", "handlers", "orelse"),
     cst.Match: ("cases",),
 }
-_COMPREHENSIONS = (cst.ListComp, cst.SetComp, cst.GeneratorExp, cst.DictComp)
+_SCOPES: dict[type[cst.CSTNode], ScopeKind] = {
+    cst.FunctionDef: "function",
+    cst.ClassDef: "class",
+    cst.Lambda: "lambda",
+    cst.ListComp: "comprehension",
+    cst.SetComp: "comprehension",
+    cst.GeneratorExp: "comprehension",
+    cst.DictComp: "comprehension",
+}
+_COLLECTED = frozenset(
+    {
+        *(cst.Assign, cst.AnnAssign, cst.AugAssign, cst.NamedExpr, cst.Param, cst.Import, cst.ImportFrom, cst.AsName),
+        *(cst.Global, cst.Nonlocal, cst.Del, cst.MatchAs, cst.MatchStar),
+    }
+)
+
+
+@cache
+def _traits(kind: type[cst.CSTNode]) -> tuple[tuple[str, ...], tuple[str, ...], ScopeKind | None, bool]:
+    """Fields to walk, which of them are branches, the kind of scope it opens, and whether it binds names.
+
+    One look-up for each node: isinstance on LibCST's classes goes through abc and costs more than the rest of the walk.
+    """
+    return _child_fields(kind), _BRANCHING.get(kind, ()), _SCOPES.get(kind), kind in _COLLECTED
+
+
+@cache
+def _is_node_type(kind: type) -> bool:
+    return issubclass(kind, cst.CSTNode)
 
 
 class _Indexer:
@@ -106,28 +134,28 @@ class _Indexer:
         source.order[node] = self.count
         kind = type(node)
         source.by_type.setdefault(kind, []).append(node)
-        if isinstance(node, cst.FunctionDef):
-            self._bind(scope, node.name.value, "function", node, branches)
-            scope = self._new_scope(node, "function", scope)
-        elif isinstance(node, cst.ClassDef):
-            self._bind(scope, node.name.value, "class", node, branches)
-            scope = self._new_scope(node, "class", scope)
-        elif isinstance(node, cst.Lambda):
-            scope = self._new_scope(node, "lambda", scope)
-        elif isinstance(node, _COMPREHENSIONS):
-            scope = self._new_scope(node, "comprehension", scope)
-        branching = _BRANCHING.get(kind, ())
-        for name in _child_fields(kind):
-            value = getattr(node, name)
-            inner = (*branches, (node, name)) if name in branching else branches
-            if isinstance(value, cst.CSTNode):
+        fields, branching, scope_kind, collects = _traits(kind)
+        if scope_kind is not None:
+            name = getattr(node, "name", None)
+            if scope_kind in ("function", "class") and type(name) is cst.Name:
+                self._bind(scope, name.value, scope_kind, node, branches)
+            scope = self._new_scope(node, scope_kind, scope)
+        for field_name in fields:
+            value = getattr(node, field_name)
+            if value is None:
+                continue
+            inner = (*branches, (node, field_name)) if field_name in branching else branches
+            if _is_node_type(value.__class__):
                 self.visit(value, node, scope, inner)
-            elif isinstance(value, (list, tuple)):
+            elif value.__class__ in (list, tuple):
                 for position, child in enumerate(value):
-                    if isinstance(child, cst.CSTNode):
-                        branch = (*branches, (node, f"{name}{position}")) if name in ("handlers", "cases") else inner
+                    if _is_node_type(child.__class__):
+                        branch = (*branches, (node, f"{field_name}{position}")) if field_name in ("handlers", "cases") else inner
                         self.visit(child, node, scope, branch)
-        self._collect(node, scope, branches)
+            if field_name == "target" and kind in (cst.For, cst.CompFor):  # bound before the body is walked
+                self._bind_target(scope, value, "iterate", node, branches, node.iter)  # type: ignore[attr-defined]
+        if collects:
+            self._collect(node, scope, branches)
 
     def _new_scope(self, node: cst.CSTNode, kind: ScopeKind, parent: Scope) -> Scope:
         scope = Scope(node, kind, parent)
@@ -202,21 +230,6 @@ class _Indexer:
             self._bind_target(scope, node.target, "unknown", node, branches, None)
         elif isinstance(node, (cst.MatchAs, cst.MatchStar)) and node.name is not None:
             self._bind(scope, node.name.value, "unknown", node, branches)
-        elif isinstance(node, cst.Name):
-            # A loop's own target is bound before its body is walked: the walk visits iter, target, body.
-            owner = self.source.parents.get(node)
-            while isinstance(owner, (cst.Tuple, cst.List, cst.Element, cst.StarredElement)):
-                owner = self.source.parents.get(owner)
-            if isinstance(owner, (cst.For, cst.CompFor)) and self._is_inside(node, owner.target):
-                self._bind(scope, node.value, "iterate", owner, branches, owner.iter, None if node is owner.target else -1)
-
-    def _is_inside(self, node: cst.CSTNode, ancestor: cst.CSTNode) -> bool:
-        current: cst.CSTNode | None = node
-        while current is not None and current is not ancestor:
-            current = self.source.parents.get(current)
-            if isinstance(current, (cst.For, cst.CompFor)):
-                return False
-        return current is ancestor
 
     @staticmethod
     def _function_scope(scope: Scope) -> Scope:

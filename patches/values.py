@@ -22,6 +22,7 @@ Origin = Literal["unknown", "constant", "noise", "data", "parameter", "network"]
 
 _RANK: dict[Origin, int] = {"constant": 0, "noise": 1, "unknown": 2, "data": 3, "parameter": 4, "network": 5}
 _DEPTH = 24
+_NO_CYCLE = 1 << 30
 _NOISE = 8.0  # a standard normal draw beyond 8 does not happen in a training run
 
 
@@ -175,21 +176,30 @@ class _Evaluation:
         self.source = source
         self.environment = environment
         self.memo: dict[cst.CSTNode, Value] = source.memo.setdefault("values", {}) if not environment else {}
-        self.active: set[cst.CSTNode] = set()
+        self.active: dict[cst.CSTNode, int] = {}
+        self.lowest = _NO_CYCLE
         self.calls = 0
 
     def of(self, node: cst.BaseExpression) -> Value:
         if node in self.memo:
             return self.memo[node]
-        if node in self.active or len(self.active) > _DEPTH:
+        depth = len(self.active)
+        if node in self.active:
+            self.lowest = min(self.lowest, self.active[node])
             return UNKNOWN
-        self.active.add(node)
+        if depth > _DEPTH:
+            self.lowest = 0
+            return UNKNOWN
+        outer, self.lowest = self.lowest, _NO_CYCLE
+        self.active[node] = depth
         try:
             value = self._compute(node)
         finally:
-            self.active.discard(node)
-        if not self.active:  # inner results may have been cut short by a cycle
+            del self.active[node]
+        if self.lowest >= depth:  # nothing it read is still being worked out: the result is final
             self.memo[node] = value
+            self.lowest = _NO_CYCLE
+        self.lowest = min(self.lowest, outer)
         return value
 
     def _compute(self, node: cst.BaseExpression) -> Value:
@@ -432,7 +442,7 @@ class _Evaluation:
         environment = self._arguments(function, node)
         inner = _Evaluation(source, environment)
         inner.calls = self.calls + 1
-        inner.active = set(self.active)
+        inner.active = dict(self.active)
         return join([inner.of(result) for result in results])
 
     def _module_output_or_none(self, node: cst.Call) -> Value | None:

@@ -46,12 +46,13 @@ class AmpApi(AbstractRule):
     """
 
     code = "NS601"
-    triggers = ("amp",)
+    words = ("amp",)
+    requires = (r"\bcuda\b|\bcpu\b",)
     nodes = (cst.ImportFrom, cst.Name, cst.Attribute)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:
         target = source.settings.target_torch
-        if ("cuda" not in source.text and "torch.cpu" not in source.text) or (target is not None and target < _FIRST_RELEASE):
+        if target is not None and target < _FIRST_RELEASE:
             return
         if isinstance(node, cst.ImportFrom):
             if node.module is not None and not node.relative and dotted_name(node.module) in _MODULES and not _in_try(source, node):

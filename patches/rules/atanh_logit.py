@@ -34,7 +34,8 @@ class AtanhLogit(AbstractRule):
     """
 
     code = "NS111"
-    triggers = ("log",)
+    words = ("log",)
+    requires = (r"\b1(\.0*)? *-",)
     nodes = (cst.BinaryOperation, cst.Call)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import libcst as cst
 
 from patches.edits import AddImport, Edit, Replace
 from patches.findings import FINDINGS, Finding, FixSafety
+from patches.settings import Settings
 from patches.source import Source
 
 
@@ -35,13 +38,17 @@ class AbstractRule(ABC):
 
     Class attributes:
         code: the finding's code in `patches.findings`.
-        triggers: a file is looked at only if it holds one of these strings.
+        triggers: a file is looked at only if it holds one of these strings,
+        words: or one of these as a whole word (`exp`, which `expand` is not),
+        requires: and a match of each of these regular expressions.
         nodes: the node types `check` is called with.
         revision: raised when a change of the rule changes what it reports; a pinned rule set keeps the old one.
     """
 
     code: ClassVar[str]
-    triggers: ClassVar[tuple[str, ...]]
+    triggers: ClassVar[tuple[str, ...]] = ()
+    words: ClassVar[tuple[str, ...]] = ()
+    requires: ClassVar[tuple[str, ...]] = ()
     nodes: ClassVar[tuple[type[cst.CSTNode], ...]]
     revision: ClassVar[int] = 1
 
@@ -49,6 +56,12 @@ class AbstractRule(ABC):
     def finding(self) -> Finding:
         """The catalogue's entry."""
         return FINDINGS[self.code]
+
+    def is_relevant(self, text: str, words: Set[str], settings: Settings) -> bool:
+        """Whether a file with this text, whose words these are, can have a finding: the filter before parsing."""
+        if words.isdisjoint(self.words) and not any(trigger in text for trigger in self.triggers):
+            return False
+        return all(_compiled(pattern).search(text) is not None for pattern in self.requires)
 
     @abstractmethod
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:
@@ -65,6 +78,11 @@ class AbstractRule(ABC):
         """A hit with the catalogue's words and safety unless others are given."""
         finding = self.finding
         return Hit(node, message or f"{finding.summary}; {finding.remedy}", edits, safety or (finding.fix if edits else "display"), also)
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
 
 
 def replace_with(node: cst.CSTNode, text: str, *imports: str | None) -> tuple[Edit, ...]:

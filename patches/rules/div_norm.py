@@ -38,7 +38,7 @@ class DivNorm(AbstractRule):
     """
 
     code = "NS303"
-    triggers = ("norm",)
+    words = ("norm", "vector_norm")
     nodes = (cst.BinaryOperation, cst.AugAssign)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

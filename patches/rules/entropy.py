@@ -37,6 +37,7 @@ class Entropy(AbstractRule):
 
     code = "NS113"
     triggers = ("softmax", "Softmax", "probs")
+    requires = (r"\blog(1p)?_?\b",)
     nodes = (cst.BinaryOperation, cst.Call)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 import libcst as cst
 
 from patches import dtypes
 from patches import matching as m
 from patches.rules.base import AbstractRule, Hit, replace_with
+from patches.settings import Settings
 from patches.source import Source
 
 _LARGEST_ZERO = 3.0e-8  # half of float16's smallest number, 5.96e-8, and what rounds to zero
@@ -42,6 +43,9 @@ class EpsZeroHalf(AbstractRule):
     code = "NS301"
     triggers = ("e-8", "e-9", "e-08", "e-09", "e-1", "e-2", "e-3", "eps", "EPS", "Eps", "TINY", "tiny", "E-", "0.0000000")
     nodes = (cst.BinaryOperation, cst.Call)
+
+    def is_relevant(self, text: str, words: Set[str], settings: Settings) -> bool:
+        return (settings.audit or dtypes.is_float16_meant(text, settings)) and super().is_relevant(text, words, settings)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:
         assert isinstance(node, (cst.BinaryOperation, cst.Call))

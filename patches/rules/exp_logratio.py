@@ -34,7 +34,7 @@ class ExpLogratio(AbstractRule):
     """
 
     code = "NS204"
-    triggers = ("exp",)
+    words = ("exp", "exp_")
     nodes = (cst.Call,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

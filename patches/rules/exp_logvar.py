@@ -69,7 +69,7 @@ class ExpLogvar(AbstractRule):
     """
 
     code = "NS201"
-    triggers = ("exp",)
+    words = ("exp", "exp_")
     nodes = (cst.Call,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

@@ -37,7 +37,7 @@ class ExpScale(AbstractRule):
     """
 
     code = "NS202"
-    triggers = ("exp",)
+    words = ("exp", "exp_")
     nodes = (cst.Call,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

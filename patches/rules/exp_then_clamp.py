@@ -37,7 +37,8 @@ class ExpThenClamp(AbstractRule):
     """
 
     code = "NS203"
-    triggers = ("exp",)
+    words = ("exp", "exp_")
+    requires = (r"clamp|clip",)
     nodes = (cst.Call,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

@@ -32,7 +32,8 @@ class HandLogsumexp(AbstractRule):
     """
 
     code = "NS106"
-    triggers = ("exp",)
+    words = ("exp", "exp_")
+    requires = (r"\bsum\b", r"\blog\b")
     nodes = (cst.Call,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

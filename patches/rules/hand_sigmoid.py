@@ -33,7 +33,8 @@ class HandSigmoid(AbstractRule):
     """
 
     code = "NS104"
-    triggers = ("exp",)
+    words = ("exp", "exp_")
+    requires = (r"log1p|\+ *1\b|\b1(\.0*)? *\+",)
     nodes = (cst.BinaryOperation, cst.Call)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

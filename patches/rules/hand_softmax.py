@@ -32,7 +32,8 @@ class HandSoftmax(AbstractRule):
     """
 
     code = "NS105"
-    triggers = ("exp",)
+    words = ("exp", "exp_")
+    requires = (r"\bsum\b",)
     nodes = (cst.BinaryOperation,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

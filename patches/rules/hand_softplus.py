@@ -33,7 +33,8 @@ class HandSoftplus(AbstractRule):
     """
 
     code = "NS103"
-    triggers = ("exp",)
+    words = ("exp", "exp_")
+    requires = (r"log1p|\+ *1\b|\b1(\.0*)? *\+",)
     nodes = (cst.Call,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

@@ -37,7 +37,7 @@ class HiddenNan(AbstractRule):
     """
 
     code = "NS802"
-    triggers = ("nan_to_num", "isnan", "isinf", "isfinite")
+    words = ("nan_to_num", "nan_to_num_", "isnan", "isinf", "isfinite")
     nodes = (cst.Call, cst.If)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

@@ -33,7 +33,7 @@ class InverseMatmul(AbstractRule):
     """
 
     code = "NS702"
-    triggers = ("inverse", "inv(")
+    words = ("inverse", "inv", "pinverse", "pinv")
     nodes = (cst.BinaryOperation, cst.Call)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

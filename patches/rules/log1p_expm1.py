@@ -33,7 +33,8 @@ class Log1pExpm1(AbstractRule):
     """
 
     code = "NS108"
-    triggers = ("log", "exp")
+    words = ("log", "exp")
+    requires = (r"\+ *1\b|\b1(\.0*)? *\+|- *1\b",)
     nodes = (cst.Call, cst.BinaryOperation)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

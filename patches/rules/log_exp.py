@@ -34,7 +34,8 @@ class LogExp(AbstractRule):
     """
 
     code = "NS107"
-    triggers = ("exp",)
+    words = ("exp", "exp_")
+    requires = (r"\blog\b",)
     nodes = (cst.Call,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

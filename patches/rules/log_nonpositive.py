@@ -33,7 +33,7 @@ class LogNonpositive(AbstractRule):
     """
 
     code = "NS205"
-    triggers = ("log",)
+    words = ("log", "log2", "log10")
     nodes = (cst.Call,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

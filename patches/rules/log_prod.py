@@ -31,7 +31,8 @@ class LogProd(AbstractRule):
     """
 
     code = "NS112"
-    triggers = ("prod",)
+    words = ("prod",)
+    requires = (r"\blog\b",)
     nodes = (cst.Call,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

@@ -35,6 +35,7 @@ class LogSigmoid(AbstractRule):
 
     code = "NS102"
     triggers = ("sigmoid", "Sigmoid", "expit")
+    requires = (r"\blog(1p)?_?\b",)
     nodes = (cst.Call,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

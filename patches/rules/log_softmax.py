@@ -35,6 +35,7 @@ class LogSoftmax(AbstractRule):
 
     code = "NS101"
     triggers = ("softmax", "Softmax")
+    requires = (r"\blog(1p)?_?\b",)
     nodes = (cst.Call,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

@@ -38,7 +38,8 @@ class MaskHalfOverflow(AbstractRule):
     """
 
     code = "NS402"
-    triggers = ("masked_fill", "where", "full_like")
+    words = ("masked_fill", "masked_fill_", "where", "full_like")
+    requires = (r"\d{5}|\de\+?\d|\d_\d{3}|\*\* *\d",)
     nodes = (cst.Call,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

@@ -33,7 +33,7 @@ class MaskMulInf(AbstractRule):
     """
 
     code = "NS403"
-    triggers = ("inf", "INF", "Inf")
+    words = ("inf", "INF", "Inf", "infty", "NINF", "infinity")
     nodes = (cst.BinaryOperation,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

@@ -40,7 +40,7 @@ class MaskNegInf(AbstractRule):
     """
 
     code = "NS401"
-    triggers = ("inf", "INF", "Inf")
+    words = ("inf", "INF", "Inf", "infty", "NINF", "infinity")
     nodes = (cst.Call,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

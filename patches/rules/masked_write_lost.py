@@ -37,6 +37,7 @@ class MaskedWriteLost(AbstractRule):
 
     code = "NS404"
     triggers = ("][", "].", "] [")
+    requires = (r"\] ?\[[^\n]*\] *(?:[-+*/@%&|^]|//|\*\*)?=(?!=)|\]\s*\.\w+_\(",)
     nodes = (cst.AssignTarget, cst.AugAssign, cst.Call)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

@@ -32,7 +32,8 @@ class NaiveVariance(AbstractRule):
     """
 
     code = "NS701"
-    triggers = ("mean",)
+    words = ("mean",)
+    requires = (r"\*\* *2|\bpow\b|\bsquare\b|\b(\w+) *\* *\1\b",)
     nodes = (cst.BinaryOperation,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

@@ -38,7 +38,8 @@ class OneMinusEps(AbstractRule):
     """
 
     code = "NS302"
-    triggers = ("clamp", "clip", "minimum")
+    words = ("clamp", "clamp_", "clip", "clip_", "minimum", "clamp_max", "clamp_max_")
+    requires = (r"\b1(\.0*)? *-|0?\.9999",)
     nodes = (cst.Call,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

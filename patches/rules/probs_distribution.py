@@ -41,6 +41,7 @@ class ProbsDistribution(AbstractRule):
 
     code = "NS603"
     triggers = ("softmax", "Softmax", "sigmoid", "Sigmoid", "expit")
+    requires = ("distributions",)
     nodes = (cst.Call,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

@@ -35,7 +35,8 @@ class SumsqSqrt(AbstractRule):
     """
 
     code = "NS110"
-    triggers = ("sqrt", "0.5", "1 / 2", "1/2")
+    words = ("sum", "var")
+    requires = (r"sqrt|(\*\*|pow\() *\(?[^\n)]*(0?\.5\b|1 ?/ ?2)",)
     nodes = (cst.Call, cst.BinaryOperation)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

@@ -37,6 +37,7 @@ class TanhLogdet(AbstractRule):
 
     code = "NS109"
     triggers = ("tanh", "Tanh")
+    requires = (r"\blog(1p)?_?\b",)
     nodes = (cst.Call,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:

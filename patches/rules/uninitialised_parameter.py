@@ -41,6 +41,7 @@ class UninitialisedParameter(AbstractRule):
 
     code = "NS801"
     triggers = ("Parameter(",)
+    requires = (r"empty|Tensor\(",)
     nodes = (cst.Call,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:
