@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from instrument.guards.base import Function, Spelling, is_compiling, mimic, spelled
-from instrument.guards.result import AbstractElementwiseGuard, Call, magnitude
+from instrument.guards.result import AbstractElementwiseGuard, Call, is_optimizer_arithmetic, magnitude
 from instrument.runtime import RUNTIME, function_modes, is_plain, without_function_modes
 
 _div = torch.div
@@ -59,7 +59,7 @@ class DivisionGuard(AbstractElementwiseGuard):
             out = original(*args, **kwargs)
             if len(args) > 1 and type(args[1]) in _NUMBERS and args[1]:
                 return out
-            if is_compiling() or not RUNTIME.active or not is_plain(out) or not out.is_cpu or not out.numel():
+            if is_compiling() or not RUNTIME.active or not is_plain(out) or not out.is_cpu or not out.numel() or is_optimizer_arithmetic():
                 return out
             if function_modes():
                 with without_function_modes():

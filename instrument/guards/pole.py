@@ -65,7 +65,8 @@ class PoleGuard(AbstractElementwiseGuard):
         x: Tensor = operands[0]
         if op == "entr":
             return x <= torch.finfo(out.dtype).tiny
-        return ~(out.abs() < _LIMIT[op][out.dtype])
+        beyond: Tensor = ~(out.abs() < _LIMIT[op][out.dtype])
+        return beyond
 
     def bounded(self, op: str, operands: tuple[Any, ...], out: Tensor, bad: Tensor) -> Tensor:
         (x,) = operands

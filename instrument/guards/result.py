@@ -18,10 +18,16 @@ from torch import Tensor
 
 from instrument.guards.base import AbstractGuard, Function, Spelling, is_compiling, mimic
 from instrument.guards.gradient_filter import Told, again, can_filter, filtered, with_own_numbers
+from instrument.guards.step import _STEPPING
 from instrument.runtime import RUNTIME, function_modes, is_plain, without_function_modes
 
 _vector_norm = torch.linalg.vector_norm
 _amin = torch.amin
+
+
+def is_optimizer_arithmetic() -> bool:
+    """True inside an optimizer's own update: the step guard judges that by its outcome. A closure's forward and backward are the script's."""
+    return bool(_STEPPING) and not torch.is_grad_enabled()
 
 
 def magnitude(out: Tensor) -> float:
@@ -86,7 +92,7 @@ class AbstractResultGuard(AbstractGuard):
             if is_compiling() or not RUNTIME.active:
                 return out
             seen = out if told_by_result else told_by(out, args, kwargs)
-            if not is_plain(seen) or not seen.is_cpu or not seen.numel():
+            if not is_plain(seen) or not seen.is_cpu or not seen.numel() or is_optimizer_arithmetic():
                 return out
             if function_modes():
                 with without_function_modes():
@@ -108,6 +114,8 @@ class AbstractResultGuard(AbstractGuard):
         def guarded(*args: Any, **kwargs: Any) -> Any:
             x: Any = args[0] if args else kwargs.get("self")
             if is_compiling() or not RUNTIME.active or not is_plain(x) or not x.is_cpu or not x.numel() or (x.is_leaf and x.requires_grad):
+                return original(*args, **kwargs)
+            if is_optimizer_arithmetic():
                 return original(*args, **kwargs)
             with without_function_modes():
                 try:

@@ -86,4 +86,5 @@ def _degenerate(op: str, values: Tensor) -> Tensor:
     apart = (values.unsqueeze(-1) - values.unsqueeze(-2)).abs()
     apart.diagonal(dim1=-2, dim2=-1).fill_(largest)
     size = values.abs().amax(-1)
-    return apart.amin((-1, -2)) <= 4.0 * torch.finfo(values.dtype).eps ** 0.5 * size
+    close: Tensor = apart.amin((-1, -2)) <= 4.0 * torch.finfo(values.dtype).eps ** 0.5 * size
+    return close
