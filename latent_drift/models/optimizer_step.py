@@ -98,7 +98,7 @@ class OptimizerStep:
         finite = self._agreed(math.isfinite(value) and math.isfinite(norm))
         if not finite and self._gradient.nonfinite == "raise":
             raise NumericalError(f"the loss is {value} and the gradient norm {norm}; parameters with a bad gradient: {self._bad_names()}")
-        skipped = not finite and (self._gradient.nonfinite == "skip" or not math.isfinite(value))
+        skipped = not finite and self._gradient.nonfinite == "skip"
         clipped = False
         if not skipped:
             if not finite and self._gradient.nonfinite == "zero":
