@@ -1,0 +1,15 @@
+import hashlib, torch, torch.nn as nn, torch.nn.functional as F
+torch.manual_seed(0)
+x = torch.randn(256, 20); y = (x[:, :3].sum(1) > 0).long()
+net = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Dropout(0.1), nn.BatchNorm1d(64), nn.Linear(64, 2))
+opt = torch.optim.Adam(net.parameters(), lr=1e-3, weight_decay=1e-4)
+sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 40)
+for step in range(40):
+    i = torch.randint(0, 256, (32,))
+    opt.zero_grad()
+    loss = F.cross_entropy(net(x[i]), y[i], label_smoothing=0.1)
+    loss.backward()
+    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    opt.step(); sched.step()
+    print(loss.item().hex())
+print(hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in net.parameters())).hexdigest())
