@@ -45,6 +45,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "plots": ("plot_activation_statistics", "plot_gradient_flow", "plot_spectra"),
     "training": ("stable_training_step", "train_with_stability"),
     "recurrent": ("train_rnn_stable",),
+    "diagnosis.diagnose": ("diagnose",),
+    "diagnosis.fault": ("Diagnosis", "Fault"),
     "assertions": ("assert_finite", "assert_in_range", "assert_normalized", "assertions", "assertions_enabled", "set_assertions"),
 }
 _EXPORTS: dict[str, str] = {name: f"latent_drift.stability.{module}" for module, names in _MODULES.items() for name in names} | {

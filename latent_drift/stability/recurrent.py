@@ -47,8 +47,8 @@ def train_rnn_stable(
     Raises:
         UsageError: the model does not return (output, state), or window is below 1.
 
-    *Numerics*: the state is detached between windows, so memory and gradient path are bounded; after a skipped window it starts anew, so that a NaN in it does
-    not poison every later one. With per-sequence targets only the last window of a sequence has a loss.
+    *Numerics*: the state is detached between windows, so memory and gradient path are bounded; after a skipped window it starts anew, so
+    that a NaN in it does not poison every later one. With per-sequence targets only the last window of a sequence has a loss.
 
     *Source*: Williams and Peng 1990; Pascanu, Mikolov and Bengio 2013 for the clipping.
 
@@ -98,7 +98,7 @@ def train_rnn_stable(
                 monitor.check_loss(value)
             norm = math.nan
             if math.isfinite(value):
-                loss.backward()
+                torch.autograd.backward(loss)
                 gradients = gradients_of(model)
                 norm = global_norm(gradients)
             if math.isfinite(norm):

@@ -50,8 +50,8 @@ def stable_training_step(
         NumericalError: the monitor was told to raise.
         UsageError: the model returns no loss and `loss_fn` is None.
 
-    *Numerics*: parameters never become non-finite through a step: a bad loss is not propagated, a bad gradient is dropped. With a scaler the skip is the scaler's
-    own, so its scale backs off. Afterwards advance a learning-rate scheduler only if `skipped` is False.
+    *Numerics*: parameters never become non-finite through a step: a bad loss is not propagated, a bad gradient is dropped. With a scaler the
+    skip is the scaler's own, so its scale backs off. Afterwards advance a learning-rate scheduler only if `skipped` is False.
 
     >>> import torch
     >>> model = torch.nn.Linear(3, 2); optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
