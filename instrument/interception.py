@@ -88,7 +88,8 @@ class _Rebinder:
 
     def __init__(self, table: Mapping[int, Any]) -> None:
         self._table = table
-        self._seen: set[int] = set()
+        # A stand-in keeps its original in a closure: that reference is the one that must stay.
+        self._seen: set[int] = {id(new) for new in table.values()}
         self.undos: list[Undo] = []
 
     def _new(self, value: Any) -> Any:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from instrument.guards.base import AbstractGuard, Spelling
 from instrument.guards.determinant import DeterminantGuard
+from instrument.guards.distribution import DistributionGuard
 from instrument.guards.division import DivisionGuard
 from instrument.guards.exp import ExpGuard
+from instrument.guards.factorization import FactorizationGuard
+from instrument.guards.fill_value import FillValueGuard
 from instrument.guards.inverse_function import AngleGuard, InverseFunctionGuard
 from instrument.guards.log import LogGuard
 from instrument.guards.logsumexp import LogAddExpGuard, LogSumExpGuard
@@ -13,6 +16,7 @@ from instrument.guards.matrix_power import MatrixPowerGuard
 from instrument.guards.norm import NormGuard
 from instrument.guards.pole import PoleGuard, XLogYGuard
 from instrument.guards.power import PowerGuard
+from instrument.guards.probability import MultinomialGuard, ProbabilityGuard
 from instrument.guards.product import ProductGuard
 from instrument.guards.reciprocal import ReciprocalGuard
 from instrument.guards.root import HypotGuard, RootGuard
@@ -44,6 +48,11 @@ OPERATION_GUARDS: tuple[AbstractGuard, ...] = (
     SpectrumGuard(),
     DeterminantGuard(),
     MatrixPowerGuard(),
+    FactorizationGuard(),
+    ProbabilityGuard(),
+    MultinomialGuard(),
+    DistributionGuard(),
+    FillValueGuard(),
 )
 """Guards of single operations. Optimizers and backward have seams of their own: `step` and `backward`."""
 
