@@ -123,6 +123,10 @@ def read_release(path: Path) -> Release:
     return release
 
 
+DRAFT = "+draft"
+"""What the identity of a draft has behind its version."""
+
+
 class Catalogue:
     """The releases in one directory, each read and verified when it is first asked for."""
 
@@ -145,12 +149,13 @@ class Catalogue:
         """The release that a pin chooses: a version ("1.0.0") or a PEP 440 specifier ("~=1.0", ">=1,<2"; "" for any).
 
         The newest version that satisfies the pin, where a dated release goes before a draft and
-        both before one that is superseded.
+        both before one that is superseded. "1.0.0+draft", as identities of drafts say, holds until that version has a date.
 
         Raises:
             ConfigError: the pin is neither, or nothing satisfies it.
         """
-        specifier = parse_pin(pin)
+        wants_draft = pin.rstrip().endswith(DRAFT)
+        specifier = parse_pin(pin.rstrip().removesuffix(DRAFT) if wants_draft else pin)
         matching = [version for version in self.versions if specifier.contains(version, prereleases=bool(specifier.prereleases))]
         if not matching:
             # PEP 440: pre-releases are for who names them, or where there is nothing else.
@@ -162,7 +167,12 @@ class Catalogue:
                 f"no stability config satisfies {pin!r}. Available: {listing}. Nearest: {nearest}. "
                 f"Pin {nearest!r}, or upgrade latent-drift for newer ones."
             )
-        return max((self.release(version) for version in matching), key=_preference)
+        chosen = max((self.release(version) for version in matching), key=_preference)
+        if wants_draft and not chosen.draft:
+            raise ConfigError(
+                f"{pin!r}: config {chosen} is no draft any more, and its values may have moved before it was released. Pin {chosen.version!r}."
+            )
+        return chosen
 
 
 def _preference(release: Release) -> tuple[bool, bool, Version]:

@@ -88,6 +88,14 @@ def test_versions_are_ordered_as_versions_not_as_text(make: MakeCatalogue) -> No
     assert catalogue.select("~=1.0").version == "1.10.0"
 
 
+def test_a_pin_of_a_draft_holds_until_it_has_a_date(make: MakeCatalogue) -> None:
+    drafts = make(("1.0.0", {}), ("1.1.0", DATED))
+    assert drafts.select("1.0.0+draft").version == "1.0.0"
+    released = make(("1.0.0", DATED))
+    with pytest.raises(ConfigError, match=r"'1\.0\.0\+draft': config 1\.0\.0 \(2027-01-01\) is no draft any more.*Pin '1\.0\.0'"):
+        Catalogue(released.directory).select("1.0.0+draft")
+
+
 def test_a_prerelease_is_for_who_names_it_or_has_nothing_else(make: MakeCatalogue) -> None:
     catalogue = make(("1.0.0", DATED), ("1.1.0rc1", DATED))
     assert catalogue.select(">=1").version == "1.0.0"
