@@ -16,7 +16,9 @@ from patches.settings import HALF, Settings
 from patches.source import Source
 
 # float16 itself, and what brings it in: bfloat16 has float32's range and does not count.
-_FLOAT16_MARKS = re.compile(r"(?<!b)float16|\.half\(|torch\.half\b|HalfTensor|\bfp16|autocast|GradScaler")
+_FLOAT16_MARKS = re.compile(r"(?<!b)float16|\bhalf\b|HalfTensor|\bfp16|autocast|GradScaler")
+_FLOAT16_NAMES = ("float16", "half", "HalfTensor", "fp16", "autocast", "GradScaler")
+_FLOAT16_STRINGS = ("float16", "fp16", "half", "16-mixed")
 
 _FLOAT_RESULT = frozenset(
     "exp exp2 expm1 log log1p log2 log10 sqrt rsqrt sigmoid tanh softmax log_softmax softplus logsigmoid norm linalg.norm linalg.vector_norm mean"
@@ -38,10 +40,33 @@ def is_float16_meant(text: str, settings: Settings) -> bool:
 
 
 def is_float16_in_sight(source: Source) -> bool:
-    """The same for a parsed file, worked out once."""
+    """The same for a parsed file, worked out once: a comment, or a dtype that the code compares with, is not enough."""
     if "float16_in_sight" not in source.memo:
-        source.memo["float16_in_sight"] = is_float16_meant(source.text, source.settings)
+        meant = is_float16_meant(source.text, source.settings)
+        source.memo["float16_in_sight"] = meant and (source.settings.dtype is not None or _uses_float16(source))
     return bool(source.memo["float16_in_sight"])
+
+
+def _uses_float16(source: Source) -> bool:
+    """Whether the code itself brings float16 in. What compares a dtype with it knows what to do about it."""
+    for node in source.nodes(cst.Attribute, cst.Name, cst.SimpleString):
+        if isinstance(node, cst.SimpleString):
+            named = node.raw_value in _FLOAT16_STRINGS
+        else:
+            named = (node.attr.value if isinstance(node, cst.Attribute) else getattr(node, "value", "")) in _FLOAT16_NAMES
+        if named and source.enclosing(node, cst.Comparison, cst.Import, cst.ImportFrom) is None and not _is_switched_off(source, node):
+            return True
+    return False
+
+
+def _is_switched_off(source: Source, node: cst.CSTNode) -> bool:
+    """`autocast(enabled=False)` keeps half precision out."""
+    call = source.enclosing(node, cst.Call)
+    if not isinstance(call, cst.Call) or not source.is_inside(node, call.func):
+        return False
+    return any(
+        a.keyword is not None and a.keyword.value == "enabled" and isinstance(a.value, cst.Name) and a.value.value == "False" for a in call.args
+    )
 
 
 def is_floating(source: Source, node: cst.BaseExpression, depth: int = 0) -> bool:

@@ -13,7 +13,8 @@ from patches.source import Source
 
 _NEVER_EMPTY = re.compile(
     r"causal|tril|triu|future|subsequent|look_?ahead|autoregressive|diag|\beye\b|self_mask|top_?k|top_?p|kth|nucleus|sorted|cumsum|remove|filter|"
-    r"suppress|banned|forbid|vocab|(?<![a-z])eos|(?<![a-z])bos|illegal|legal|action|avail|window|band|upper|lower|identity|threshold|beam|ngram|visited|tgt_mask",
+    r"suppress|banned|forbid|vocab|(?<![a-z])eos|(?<![a-z])bos|illegal|legal|action|avail|window|band|upper|lower|identity|threshold|beam|ngram|visited|tgt_mask|"
+    r"lengths?_to_|sequence_mask|mask_from_len|get_mask_from|len_mask|make_pad_mask",
     re.IGNORECASE,
 )
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import libcst as cst
 
-from patches import dtypes
+from patches import dtypes, flow
 from patches import matching as m
 from patches.edits import Edit
 from patches.rules.base import AbstractRule, Hit, replace_with
 from patches.source import Source
 
+_KEEPS_ZERO = tuple("view reshape flatten squeeze unsqueeze tanh float half double to contiguous transpose permute index_select".split())
 _NORMS = ("norm", "linalg.norm", "linalg.vector_norm")
 
 
@@ -66,6 +67,8 @@ class DivNorm(AbstractRule):
             and not m.same(source, norm.input, dividend)
         ):
             return
+        if not _may_be_zero(source, norm.input) or _is_tested(source, node, divisor):
+            return
         where = divisor if isinstance(node, cst.AugAssign) else node
         yield self.hit(where, *self._fix(source, node, dividend, norm))
 
@@ -102,3 +105,38 @@ def _norm(source: Source, divisor: cst.BaseExpression) -> m.Operation | None:
 
 def _is_true(node: cst.BaseExpression | None) -> bool:
     return isinstance(node, cst.Name) and node.value == "True"
+
+
+def _may_be_zero(source: Source, node: cst.BaseExpression, depth: int = 0) -> bool:
+    """Whether a zero vector is to be expected: a caller's argument, a difference, what a ReLU leaves; not the output of a network or of a solver."""
+    if depth > 5:
+        return False
+    value = m.value_of(source, node)
+    if value.low == 0 and value.kind == "tensor" and value.origin != "constant":
+        return True
+    if isinstance(node, cst.Name):
+        found = flow.reaching(source, node)
+        if not found:
+            return False
+        return any(b.kind == "parameter" or (b.value is not None and b.index is None and _may_be_zero(source, b.value, depth + 1)) for b in found)
+    if isinstance(node, cst.Subscript):
+        return _may_be_zero(source, node.value, depth + 1)
+    if isinstance(node, cst.BinaryOperation):
+        if isinstance(node.operator, cst.Subtract):
+            return True
+        return isinstance(node.operator, cst.Multiply) and (_may_be_zero(source, node.left, depth + 1) or _may_be_zero(source, node.right, depth + 1))
+    if isinstance(node, cst.Call):
+        found_operation = m.operation(source, node)
+        return found_operation is not None and found_operation.name in _KEEPS_ZERO and _may_be_zero(source, found_operation.input, depth + 1)
+    return False
+
+
+def _is_tested(source: Source, node: cst.CSTNode, divisor: cst.BaseExpression) -> bool:
+    """Whether the division stands under a test of the norm: `x / n if n > 0 else x`."""
+    text = source.code(divisor)
+    for ancestor in source.ancestors(node):
+        if isinstance(ancestor, (cst.If, cst.IfExp)) and text in source.code(ancestor.test):
+            return True
+        if isinstance(ancestor, cst.FunctionDef):
+            return False
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import libcst as cst
@@ -11,6 +12,8 @@ from patches.rules.base import AbstractRule, Hit
 from patches.source import Source
 
 _INVERSES = ("inverse", "linalg.inv", "inv")
+_SMALL = re.compile(r"^[KTRHE]\d?$|^[KTRH]_|intrinsic|extrinsic|camera|cam_|_cam|pose|homograph|transform|rotation|theta|affine", re.IGNORECASE)
+"""Matrices of geometry: 3 x 3 or 4 x 4, and as well-conditioned as the camera."""
 
 
 class InverseMatmul(AbstractRule):
@@ -45,6 +48,9 @@ class InverseMatmul(AbstractRule):
             if product is None:
                 return
             factors = [product.input, *(arg.value for arg in product.rest[:1])]
+        parent = source.parents.get(node)
+        if parent is not None and m.binary(parent, "@") is not None:
+            return  # inv(S) @ A @ S: a change of basis, by small matrices as a rule
         inverses = [factor for factor in factors if _is_inverse(source, factor)]
         if len(inverses) == 1:
             yield self.hit(node)
@@ -55,6 +61,8 @@ def _is_inverse(source: Source, node: cst.BaseExpression) -> bool:
         return False
     found = m.operation(source, node)
     if found is None or found.name not in _INVERSES or not found.plain:
+        return False
+    if _SMALL.search(source.code(found.input)):
         return False
     # Transforms, rotations and bijectors have an `inverse()` too.
     return found.form == "function" or (found.name != "inv" and m.value_of(source, found.input).kind == "tensor")

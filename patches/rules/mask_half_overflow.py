@@ -11,6 +11,7 @@ from patches import dtypes, masking
 from patches import matching as m
 from patches.edits import AddImport, Replace, Unfixable
 from patches.rules.base import AbstractRule, Hit
+from patches.rules.mask_neg_inf import softmax_of
 from patches.source import Source
 
 _LARGEST_HALF = 65504.0
@@ -58,8 +59,10 @@ class MaskHalfOverflow(AbstractRule):
         value = m.value_of(source, filled)
         if value.is_integer or value.kind in ("number", "integer", "numpy", "other", "module") or value.dtype in ("float32", "float64", "bfloat16"):
             return
-        if isinstance(constant, cst.Integer) or not (limit < 0 or dtypes.is_float16_in_sight(source)):
-            return  # an integer fills identifiers as a rule; +1e9 is a distance unless half precision is meant
+        if _is_written_as_integer(constant):
+            return  # it fills identifiers as a rule
+        if (limit > 0 or found is None or found.keep) and not dtypes.is_float16_in_sight(source) and not _feeds_softmax(source, found):
+            return  # a distance, or a default in float32; a masked_fill with -1e9 is a mask of scores
         bound = "min" if limit < 0 else "max"
         finfo = m.spell(source, node, "torch.finfo")
         imports = (AddImport(finfo.needs_import),) if finfo.needs_import is not None else ()
@@ -73,3 +76,11 @@ class MaskHalfOverflow(AbstractRule):
         if extra:
             parts[filled] = name
         yield self.hit(node, Replace(node, m.rewritten(source, node, parts)), *extra, *imports)
+
+
+def _is_written_as_integer(constant: cst.BaseExpression) -> bool:
+    return isinstance(constant.expression if isinstance(constant, cst.UnaryOperation) else constant, cst.Integer)
+
+
+def _feeds_softmax(source: Source, found: masking.Fill | None) -> bool:
+    return found is not None and softmax_of(source, found) is not None

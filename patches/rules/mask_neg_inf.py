@@ -47,7 +47,7 @@ class MaskNegInf(AbstractRule):
         found = masking.fill(source, node)
         if found is None or m.number(source, found.value) != -math.inf:
             return
-        softmax = _softmax_of(source, found)
+        softmax = softmax_of(source, found)
         if softmax is None or masking.leaves_an_entry(source, found.mask, found.node) or _is_causal_place(source, found):
             return
         try:
@@ -65,7 +65,7 @@ def _is_causal_place(source: Source, found: masking.Fill) -> bool:
     return any("causal" in name.lower() or "autoregressive" in name.lower() for name in names)
 
 
-def _softmax_of(source: Source, found: masking.Fill) -> m.Operation | None:
+def softmax_of(source: Source, found: masking.Fill) -> m.Operation | None:
     """The softmax that the filled scores go into, in the same function."""
     softmaxes: list[m.Operation] | None = source.memo.get("softmaxes")
     if softmaxes is None:

@@ -17,6 +17,7 @@ _FILLS_ALL = re.compile(
     r"(\.parameters\(|named_parameters\(|_parameters\b|\.modules\(|\.apply\(|getattr\(|setattr\(|load_state_dict|from_pretrained|self\.init\w*\(|"
     r"self\.\w*(init|reset)\w*\()"
 )
+_LOOPS = re.compile(r"\bin \w+(\.\w+)*\.(named_)?parameters\(|\.apply\(")
 
 
 class UninitialisedParameter(AbstractRule):
@@ -129,6 +130,8 @@ def _may_be_filled_elsewhere(source: Source, owner: cst.ClassDef) -> bool:
     family += [c for c in source.nodes(cst.ClassDef) if isinstance(c, cst.ClassDef) and any(base is owner for base in flow.base_classes(source, c))]
     if any(_FILLS_ALL.search(source.code(c)) for c in family):
         return True
+    if _LOOPS.search(source.text):
+        return True  # a model that fills the parameters of its parts
     bases = [m.qualified(source, b.value) or source.code(b.value) for b in owner.bases]
     known = {c.name.value for c in flow.base_classes(source, owner)}
     if any(not b.startswith("torch.nn.") and b not in known and b.rpartition(".")[2] not in ("Module", "object", "ABC") for b in bases):
