@@ -74,7 +74,7 @@ class EmptyMeanGuard(AbstractReductionGuard):
             if is_compiling() or not RUNTIME.active:
                 return out
             x = args[0] if args else kwargs.get("input")
-            if not isinstance(x, Tensor) or x.numel() or not is_plain(out) or not out.is_cpu or not out.numel():
+            if not is_plain(x) or x.numel() or not is_plain(out) or not out.is_cpu or not out.numel():
                 return out
             return self.settled(Call(original, op, args, kwargs, out))
 
