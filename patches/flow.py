@@ -135,6 +135,27 @@ def names_in(source: Source, node: cst.CSTNode) -> Sequence[cst.Name]:
     return _names_in(source, node)
 
 
+def uses_of(source: Source, node: cst.BaseExpression) -> Sequence[cst.Name]:
+    """The places that read the same name in the same scope, this one included; nothing for other expressions."""
+    if not isinstance(node, cst.Name):
+        return ()
+    scope = source.scope_of(node).lookup(node.value)
+    found = []
+    for name in source.nodes(cst.Name):
+        parent = source.parents.get(name)
+        written = isinstance(parent, (cst.AssignTarget, cst.Param)) or (isinstance(parent, cst.Attribute) and parent.attr is name)
+        keyword = isinstance(parent, cst.Arg) and parent.keyword is name
+        if (
+            isinstance(name, cst.Name)
+            and name.value == node.value
+            and not written
+            and not keyword
+            and source.scope_of(name).lookup(name.value) is scope
+        ):
+            found.append(name)
+    return found
+
+
 def attribute_values(source: Source, node: cst.Attribute) -> Sequence[Binding]:
     """The assignments to `self.<name>` in the class around `node` and its bases in this file, class level included."""
     owner = source.class_of(node)

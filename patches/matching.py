@@ -47,6 +47,7 @@ __all__ = [
     "is_pure",
     "is_tensor",
     "log_softmax_in_place_of",
+    "may_overflow_exp",
     "negated",
     "negation",
     "no_grad_at",
@@ -342,6 +343,14 @@ def exp_limit(source: Source, value: Value) -> float:
     """The argument from which exp overflows in what the code runs in, as far as that is known: float32 unless said otherwise."""
     dtype = value.dtype if value.dtype in _LARGEST_EXP else source.settings.dtype
     return _LARGEST_EXP.get(dtype or "", 88.72)
+
+
+def may_overflow_exp(source: Source, argument: cst.BaseExpression) -> bool:
+    """Whether exp of a tensor may overflow: nothing proves its argument small, and it is not made of constants or noise."""
+    value = value_of(source, argument)
+    if value.high <= exp_limit(source, value) or value.is_integer or value.kind in ("numpy", "number", "integer", "other"):
+        return False
+    return value.origin not in ("constant", "noise")
 
 
 def is_double_default(source: Source) -> bool:

@@ -8,6 +8,7 @@ ranges, keeps the hazard in sight.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -23,6 +24,9 @@ Origin = Literal["unknown", "constant", "noise", "data", "parameter", "network"]
 _RANK: dict[Origin, int] = {"constant": 0, "noise": 1, "unknown": 2, "data": 3, "parameter": 4, "network": 5}
 _DEPTH = 24
 _NO_CYCLE = 1 << 30
+_BOUNDING = re.compile(r"(?i)clamp|clip(?!_grad)|bound|squash|saturat")
+"""Helpers from elsewhere that say by name that they bound their argument."""
+_AUTHORS_BOUND = 10.0  # a bound that is given but cannot be read off: its author chose something modest
 _NOISE = 8.0  # a standard normal draw beyond 8 does not happen in a training run
 
 
@@ -121,12 +125,49 @@ def _used_as_tensors(source: Source, node: cst.CSTNode) -> set[str]:
 
 
 def no_grad_at(source: Source, node: cst.CSTNode) -> bool:
-    """Whether gradients are off at `node`: `with torch.no_grad()`, `inference_mode`, or the decorator."""
-    for item in source.with_items(node):
-        if _is_no_grad(source, item):
-            return True
+    """Whether no gradient flows through `node`.
+
+    `with torch.no_grad()`, `inference_mode` or the decorator; a value that is only read out (`.item()`, `.detach()`,
+    `float(...)`); initialisation; the inside of a torch.autograd.Function or of an optimizer.
+    """
+    if any(_is_no_grad(source, item) for item in source.with_items(node)):
+        return True
     function = source.function_of(node)
-    return function is not None and any(_is_no_grad(source, decorator.decorator) for decorator in function.decorators)
+    if function is not None:
+        if any(_is_no_grad(source, decorator.decorator) for decorator in function.decorators) or _INITIALISER.search(function.name.value):
+            return True
+        owner = source.class_of(function)
+        if owner is not None and any(_UNDIFFERENTIATED.search(source.code(base.value)) for base in owner.bases):
+            return True
+    return _is_read_out(source, node)
+
+
+_INITIALISER = re.compile(r"^(__init__|reset_parameters|_?init(ialize|ialise)?(_.*)?|.*_init)$")
+_UNDIFFERENTIATED = re.compile(r"(^|\.)(autograd\.)?Function$|Optimizer$")
+_READ_OUT = frozenset(("item", "detach", "numpy", "tolist"))
+
+
+def _is_read_out(source: Source, node: cst.CSTNode) -> bool:
+    """Whether the value goes, through a chain of methods, into a plain number or a detached tensor."""
+    current = node
+    while True:
+        parent = source.parents.get(current)
+        if isinstance(parent, cst.Attribute) and parent.value is current:
+            call = source.parents.get(parent)
+            if not isinstance(call, cst.Call) or call.func is not parent:
+                return False
+            if parent.attr.value in _READ_OUT:
+                return True
+            current = call
+        elif isinstance(parent, cst.Arg):
+            call = source.parents.get(parent)
+            if isinstance(call, cst.Call) and isinstance(call.func, cst.Name) and call.func.value in ("float", "int", "bool", "print"):
+                return True
+            if not isinstance(call, cst.Call) or operations.parse(source, call) is None:
+                return False
+            current = call
+        else:
+            return False
 
 
 def _is_no_grad(source: Source, node: cst.BaseExpression) -> bool:
@@ -377,6 +418,14 @@ class _Evaluation:
     # calls ------------------------------------------------------------------------------------------
 
     def _call(self, node: cst.Call) -> Value:
+        value = self._called(node)
+        callee = node.func.attr.value if isinstance(node.func, cst.Attribute) else node.func.value if isinstance(node.func, cst.Name) else ""
+        if not value.is_bounded and _BOUNDING.search(callee) and operations.canonical_name(names.qualified(self.source, node.func) or "") is None:
+            if value.high == math.inf and operations.ALIASES.get(callee, callee) not in ("clamp", "clamp_min", "clamp_max", "clip_grad_norm_"):
+                return replace(value, low=max(value.low, -_AUTHORS_BOUND), high=_AUTHORS_BOUND)
+        return value
+
+    def _called(self, node: cst.Call) -> Value:
         source = self.source
         full = names.qualified(source, node.func)
         if full is not None:
@@ -599,7 +648,7 @@ class _Evaluation:
             return known
         value = self.of(node)
         end = value.high if side > 0 else value.low
-        return end if math.isfinite(end) else side * 10.0
+        return end if math.isfinite(end) else side * _AUTHORS_BOUND
 
     @staticmethod
     def _monotone(name: str, low: float, high: float) -> tuple[float, float]:

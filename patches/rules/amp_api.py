@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 import libcst as cst
@@ -16,6 +17,7 @@ _MODULES = {
 }  # fmt: skip
 _MOVED = ("autocast", "GradScaler", "custom_fwd", "custom_bwd")
 _AUTOCAST_ORDER = ("enabled", "dtype", "cache_enabled")  # of the old constructor; the new one has another
+_VERSION_TEST = re.compile(r"(?i)version|torch_?(greater|less|ge|gt|lt|\d)|is_torch|hasattr|parse\(")
 _FIRST_RELEASE = (2, 4)  # the first with all of torch.amp.{autocast, GradScaler, custom_fwd, custom_bwd}
 
 
@@ -100,7 +102,13 @@ def _shown(source: Source, node: cst.CSTNode) -> cst.CSTNode:
 
 
 def _in_try(source: Source, node: cst.CSTNode) -> bool:
-    return any(isinstance(a, (cst.Try, cst.TryStar)) for a in source.ancestors(node)) and isinstance(node, (cst.ImportFrom, cst.Import))
+    """Whether the node is somebody's bridge between versions: inside `try`, or chosen by a test of the version."""
+    for ancestor in source.ancestors(node):
+        if isinstance(ancestor, (cst.Try, cst.TryStar)):
+            return True
+        if isinstance(ancestor, (cst.If, cst.IfExp)) and _VERSION_TEST.search(source.code(ancestor.test)):
+            return True
+    return False
 
 
 def _import_of(source: Source, node: cst.Name) -> cst.ImportFrom | None:

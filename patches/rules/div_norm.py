@@ -55,7 +55,12 @@ class DivNorm(AbstractRule):
                 return
             dividend, divisor = sides
         norm = _norm(source, divisor)
-        if norm is None or m.no_grad_at(source, node) or source.code(norm.input).strip() != source.code(dividend).strip():
+        if (
+            norm is None
+            or _is_compared(source, divisor)
+            or m.no_grad_at(source, node)
+            or source.code(norm.input).strip() != source.code(dividend).strip()
+        ):
             return
         value = m.value_of(source, norm.input)
         if value.detached or value.kind in ("numpy", "number", "integer", "other") or value.origin in ("noise", "constant") or value.low > 0:
@@ -86,6 +91,14 @@ class DivNorm(AbstractRule):
         finfo = m.spell(source, node, "torch.finfo")
         text = f"{call.text}({m.argument(source, dividend)}, dim={source.code(dim)}, eps={finfo.text}({dtype}.dtype).tiny)"
         return replace_with(node, text, call.needs_import, finfo.needs_import)
+
+
+def _is_compared(source: Source, divisor: cst.BaseExpression) -> bool:
+    """Whether the function looks at the norm before it divides (`if dist <= 1e-6: break`)."""
+    for use in flow.uses_of(source, divisor):
+        if source.order[use] < source.order[divisor] and isinstance(source.parents.get(use), (cst.Comparison, cst.ComparisonTarget)):
+            return True
+    return False
 
 
 def _norm(source: Source, divisor: cst.BaseExpression) -> m.Operation | None:

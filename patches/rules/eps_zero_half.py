@@ -58,8 +58,8 @@ class EpsZeroHalf(AbstractRule):
         value = m.value_of(source, guarded)
         if value.kind in ("number", "integer", "numpy", "other", "module") or value.low > _FAR_FROM_ZERO or value.dtype in ("float64", "float32"):
             return
-        if value.origin in ("noise", "constant") and not dtypes.is_float16_in_sight(source):
-            return  # the audit's list is read without half in sight: what the code itself makes is float32 then
+        if not dtypes.is_float16_in_sight(source) and (value.origin in ("noise", "constant") or _is_norm(source, guarded)):
+            return  # the audit's list, read without half in sight: under a norm, or for what the code itself makes, the guard does no harm (E1)
         if value.is_integer or m.no_grad_at(source, node) or not m.is_tensor(source, guarded):
             return
         dtype = dtypes.carrier(source, guarded) if dtypes.is_floating(source, guarded) else None
@@ -104,3 +104,7 @@ def _given(source: Source, node: cst.Call) -> tuple[cst.BaseExpression, cst.Base
 def _is_shared(source: Source, epsilon: cst.BaseExpression, at: cst.CSTNode) -> bool:
     """Whether the constant is no constant of the caller's at all: a tensor made for it has a dtype of its own."""
     return isinstance(epsilon, cst.Call) and not source.is_inside(at, epsilon) and m.is_tensor(source, epsilon)
+
+
+def _is_norm(source: Source, node: cst.BaseExpression) -> bool:
+    return m.operation(source, m.definition(source, node), "norm", "linalg.norm", "linalg.vector_norm") is not None

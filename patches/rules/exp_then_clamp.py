@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import libcst as cst
 
+from patches import flow
 from patches import matching as m
 from patches.edits import Replace
 from patches.rules.base import AbstractRule, Hit
@@ -51,6 +52,8 @@ class ExpThenClamp(AbstractRule):
         exp = m.operation(source, m.definition(source, clamp.input), "exp")
         if exp is None or not exp.plain:
             return
+        if exp.node is not clamp.input and len(flow.uses_of(source, clamp.input)) > 1:
+            return  # the exponential itself is used too: the clamp is not its guard (PPO's clipped ratio)
         value = m.value_of(source, exp.input)
         if value.high <= _LARGEST_ARGUMENTS[0] or value.dtype == "float64" or value.is_integer or value.detached:
             return

@@ -46,8 +46,7 @@ class HandLogsumexp(AbstractRule):
         exp = m.operation(source, m.definition(source, total.input), "exp")
         if exp is None or not exp.plain or exp.inplace:
             return
-        value = m.value_of(source, exp.input)
-        if value.high <= m.exp_limit(source, value) or value.kind == "numpy" or value.is_integer:
+        if not m.may_overflow_exp(source, exp.input):
             return
         positional = [a.value for a in total.rest if a.keyword is None]
         if len(positional) > 2 or (len(positional) == 2 and not (isinstance(positional[1], cst.Name) and positional[1].value in ("True", "False"))):

@@ -59,8 +59,7 @@ class HandSigmoid(AbstractRule):
             if top is None or not top.plain or not m.same(source, top.input, z):
                 return
             text = m.argument(source, z)
-        value = m.value_of(source, z)
-        if value.high <= m.exp_limit(source, value) or value.kind in ("numpy", "number"):
+        if not m.may_overflow_exp(source, z):
             return
         if source.is_inside(z, node):
             yield self.hit(node, *replace_with(node, *m.function_text(source, node, "torch.sigmoid", text)))

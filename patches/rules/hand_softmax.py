@@ -50,8 +50,7 @@ class HandSoftmax(AbstractRule):
         summed = m.operation(source, m.definition(source, total.input), "exp")
         if summed is None or not summed.plain or not m.same(source, top.input, summed.input):
             return
-        value = m.value_of(source, top.input)
-        if value.high <= m.exp_limit(source, value) or value.kind == "numpy":
+        if not m.may_overflow_exp(source, top.input):
             return
         dim, keepdim = total.argument(0, "dim", "axis"), total.argument(1, "keepdim", "keepdims")
         kept = isinstance(keepdim, cst.Name) and keepdim.value == "True"

@@ -48,8 +48,7 @@ class HandSoftplus(AbstractRule):
         exp = m.operation(source, m.definition(source, addend), "exp")
         if exp is None or not exp.plain or exp.inplace:
             return
-        value = m.value_of(source, exp.input)
-        if value.high <= m.exp_limit(source, value) or value.kind in ("numpy", "number"):
+        if not m.may_overflow_exp(source, exp.input):
             return
         try:
             edits = self._fix(source, log.node, exp.input)
