@@ -12,7 +12,9 @@ from instrument.guards.fill_value import FillValueGuard
 from instrument.guards.inverse_function import AngleGuard, InverseFunctionGuard
 from instrument.guards.log import LogGuard
 from instrument.guards.logsumexp import LogAddExpGuard, LogSumExpGuard
+from instrument.guards.loss import LossGuard
 from instrument.guards.matrix_power import MatrixPowerGuard
+from instrument.guards.native_attention import NativeAttentionGuard
 from instrument.guards.norm import NormGuard
 from instrument.guards.pole import PoleGuard, XLogYGuard
 from instrument.guards.power import PowerGuard
@@ -53,6 +55,8 @@ OPERATION_GUARDS: tuple[AbstractGuard, ...] = (
     MultinomialGuard(),
     DistributionGuard(),
     FillValueGuard(),
+    LossGuard(),
+    NativeAttentionGuard(),
 )
 """Guards of single operations. Optimizers and backward have seams of their own: `step` and `backward`."""
 

@@ -31,7 +31,7 @@ class DistributionGuard(AbstractGuard):
 
     def stand_in(self, original: Function, spelling: Spelling) -> Function:
         @mimic(original, spelling)
-        def guarded(distribution: Distribution, *args: Any, **kwargs: Any) -> None:
+        def guarded(distribution: Distribution, *args: Any, **kwargs: Any) -> Any:
             if is_compiling() or not RUNTIME.active:
                 return original(distribution, *args, **kwargs)
             try:

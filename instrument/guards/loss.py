@@ -1,0 +1,133 @@
+"""Loss functions whose element is NaN or Inf (NS604).
+
+Hazard: cross_entropy with a logit of inf or a target on a class masked with -inf, a squared error that overflows, ctc without an alignment: one
+element makes the whole loss non-finite, and through it every gradient.
+Forward (`losses.nonfinite_elements`): that element is bounded (a log-likelihood at the log of the smallest normal number, a distance at the root
+of the largest), or left out of the reduction. All other elements are torch's own, and a finite loss is not touched.
+Backward: 0 for that element, through everything it was made of.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from instrument.guards.base import AbstractGuard, Function, Spelling, is_compiling, mimic, spelled
+from instrument.guards.raising import argument
+from instrument.runtime import RUNTIME, function_modes, is_plain, without_function_modes
+from latent_drift.numerics.finite import is_finite
+
+# name -> (harmless input, how the arguments after it are called where they are tensors of the input's shape)
+_CLASS_LOSSES = ("cross_entropy", "nll_loss")
+_LIKELIHOODS = {"binary_cross_entropy": 0.5, "binary_cross_entropy_with_logits": 0.0, "kl_div": 0.0, "poisson_nll_loss": 0.0}
+_DISTANCES = {"mse_loss": 0.0, "smooth_l1_loss": 0.0, "huber_loss": 0.0, "l1_loss": 0.0}
+_OPS = (*_CLASS_LOSSES, *_LIKELIHOODS, *_DISTANCES, "ctc_loss")
+_amax = torch.amax
+
+
+class LossGuard(AbstractGuard):
+    """The losses of torch.nn.functional that are computed in one piece; the loss modules call these."""
+
+    code: ClassVar[str] = "NS604"
+
+    def spellings(self) -> list[Spelling]:
+        return [s for op in _OPS for s in spelled(op, (functional, op))]
+
+    def stand_in(self, original: Function, spelling: Spelling) -> Function:
+        op = spelling.op
+
+        @mimic(original, spelling)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            out = original(*args, **kwargs)
+            if is_compiling() or not RUNTIME.active or not is_plain(out) or not out.is_cpu or not out.numel():
+                return out
+            if function_modes():
+                with without_function_modes():
+                    return judged(out, args, kwargs)
+            return judged(out, args, kwargs)
+
+        def judged(out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            values = out.detach()
+            if math.isfinite((values if values.dim() == 0 else values.abs().amax()).item()):
+                return out
+            return _mended(original, op, out, args, kwargs)
+
+        return guarded
+
+
+def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    run = RUNTIME.run
+    rule = run.config.losses.nonfinite_elements
+    x = argument(args, kwargs, 0, "input", "log_probs")
+    inputs = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.is_floating_point()]
+    site = run.site()
+    if all(is_finite(a) for a in inputs):
+        run.born("NS604", op, message=f"{op} of finite arguments is not finite", x=x, site=site)
+    if not run.policy.act or rule == "leave" or not is_plain(x):
+        return out
+    result = _without_alignment(original, args, kwargs) if op == "ctc_loss" else _reduced(original, op, rule, args, kwargs)
+    if result is None or not is_finite(result):
+        return out
+    said = {"bound": "bounded", "omit": "left out"}[rule] if op != "ctc_loss" else "left out (zero_infinity)"
+    run.note("NS604", "bounded", op, site=site, x=x, message=f"elements of {op} are not finite; they were {said}, with gradient 0", fired=True)
+    return result
+
+
+def _without_alignment(original: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """torch's own answer for sequences that no alignment fits: loss and gradient 0."""
+    if len(args) > 6 or kwargs.get("zero_infinity"):
+        return None
+    result: Tensor = original(*args, **{**kwargs, "zero_infinity": True})
+    return result
+
+
+def _reduced(original: Function, op: str, rule: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The loss with its bad elements replaced; None where the arguments are of a form that cannot be taken apart."""
+    reduction = kwargs.get("reduction", "mean")
+    if len(args) > 2 or kwargs.get("size_average") is not None or kwargs.get("reduce") is not None:
+        return None  # positional settings: rare, and their order differs from loss to loss
+    x, target = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "target")
+    options = {k: v for k, v in kwargs.items() if k not in ("input", "target", "reduction")}
+    if not isinstance(x, Tensor) or not isinstance(target, Tensor):
+        return None
+
+    elements = original(x.detach(), target.detach(), reduction="none", **options)
+    bad = ~torch.isfinite(elements)
+    if op in _CLASS_LOSSES:
+        class_dim = 0 if x.dim() == 1 else 1
+        if bad.dim() != x.dim() - 1:
+            return None
+        # A log-likelihood is only as good as the whole row of logits that it was normalised over.
+        bad = bad | ~torch.isfinite(x.detach()).any(dim=class_dim)
+        safe_x = torch.where(bad.unsqueeze(class_dim), torch.zeros((), dtype=x.dtype), x)
+        safe_target = target
+        if target.is_floating_point():
+            safe_target = torch.where(bad.unsqueeze(class_dim), torch.full((), 1.0 / x.shape[class_dim], dtype=target.dtype), target)
+    else:
+        if bad.shape != x.shape or target.shape != x.shape:
+            return None
+        harmless = {**_LIKELIHOODS, **_DISTANCES}[op]
+        safe_x = torch.where(bad, torch.full((), harmless, dtype=x.dtype), x)
+        safe_target = torch.where(bad, torch.zeros((), dtype=target.dtype), target) if target.is_floating_point() else target
+    kept = original(safe_x, safe_target, reduction="none", **options)
+    ceiling = math.sqrt(torch.finfo(kept.dtype).max) if op in _DISTANCES else -math.log(torch.finfo(kept.dtype).tiny)
+    fill = ceiling if rule == "bound" else 0.0
+    mended = torch.where(bad, torch.full((), fill, dtype=kept.dtype), kept)
+    if reduction == "none":
+        return mended
+    total = mended.sum()
+    if reduction == "sum":
+        return total
+    if reduction == "batchmean":
+        return total / x.shape[0]
+    counted = torch.ones_like(elements) if rule == "bound" else (~bad).to(elements.dtype)
+    if op in _CLASS_LOSSES and not target.is_floating_point():
+        ignored = target == options.get("ignore_index", -100)
+        weight = options.get("weight")
+        shares = torch.ones_like(elements) if weight is None else weight.detach()[target.masked_fill(ignored, 0)]
+        counted = counted * shares.masked_fill(ignored, 0.0)
+    return total / counted.sum().clamp(min=torch.finfo(kept.dtype).tiny)

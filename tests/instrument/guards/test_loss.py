@@ -1,0 +1,139 @@
+"""One bad element of a loss does not spoil the others; finite losses are bitwise torch's."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import instrument
+
+INF = math.inf
+TINY = -math.log(torch.finfo(torch.float32).tiny)
+ROOT = math.sqrt(torch.finfo(torch.float32).max)
+
+
+def logits():
+    torch.manual_seed(0)
+    x = torch.randn(4, 3)
+    x[1, 2] = -INF  # the target's own class is masked
+    x[3, 0] = INF
+    return x.requires_grad_()
+
+
+TARGET = torch.tensor([0, 2, 1, 1])
+GOOD = [0, 2]
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("rule", ["bound", "omit"])
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 2.0, 0.5])], ids=["plain", "weighted"])
+def test_cross_entropy_keeps_its_good_elements(reduction, rule, weight):
+    x = logits()
+    plain = F.cross_entropy(x, TARGET, weight=weight, reduction=reduction)
+    assert not torch.isfinite(plain).all(), "negative control"
+    with instrument.stable(profile="guard", losses={"nonfinite_elements": rule}) as run:
+        loss = F.cross_entropy(x, TARGET, weight=weight, reduction=reduction)
+        loss.sum().backward()
+    elements = F.cross_entropy(x.detach().double()[GOOD], TARGET[GOOD], weight=None if weight is None else weight.double(), reduction="none")
+    shares = torch.ones(4) if weight is None else weight[TARGET]
+    fill = TINY if rule == "bound" else 0.0
+    total = elements.sum().item() + 2 * fill
+    expected = {"none": None, "sum": total, "mean": total / (shares.sum() if rule == "bound" else shares[GOOD].sum()).item()}[reduction]
+    if expected is None:
+        torch.testing.assert_close(loss[GOOD].double(), elements)
+        assert loss[[1, 3]].tolist() == pytest.approx([fill, fill])
+    else:
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert torch.equal(x.grad[[1, 3]], torch.zeros(2, 3))
+    assert torch.isfinite(x.grad).all()
+    assert x.grad[GOOD].abs().sum() > 0
+    assert "NS604" in {e.code for e in run.events}
+
+
+def test_ignored_targets_do_not_count():
+    x, target = logits(), torch.tensor([0, 2, -100, 1])
+    with instrument.stable(losses={"nonfinite_elements": "omit"}):
+        loss = F.cross_entropy(x, target)
+    assert loss.item() == pytest.approx(F.cross_entropy(x.detach()[:1], target[:1]).item())
+
+
+ELEMENTWISE = {
+    "mse_loss": (torch.tensor([1.0, 1e30, 2.0]), torch.tensor([0.5, -1e30, 1.0]), ROOT),
+    "huber_loss": (torch.tensor([1.0, INF, 2.0]), torch.tensor([0.5, 0.0, 1.0]), ROOT),
+    "smooth_l1_loss": (torch.tensor([1.0, math.nan, 2.0]), torch.tensor([0.5, 0.0, 1.0]), ROOT),
+    "binary_cross_entropy_with_logits": (torch.tensor([1.0, INF, 2.0]), torch.tensor([0.0, 0.0, 1.0]), TINY),
+    "kl_div": (torch.tensor([-1.0, -INF, -2.0]), torch.tensor([0.2, 0.5, 0.3]), TINY),
+    "poisson_nll_loss": (torch.tensor([1.0, 200.0, 2.0]), torch.tensor([1.0, 0.0, 1.0]), TINY),
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")
+def test_elementwise_losses(name):
+    values, target, ceiling = ELEMENTWISE[name]
+    x = values.clone().requires_grad_()
+    assert not torch.isfinite(getattr(F, name)(x, target)), "negative control"
+    with instrument.stable(profile="guard"):
+        loss = getattr(F, name)(x, target)
+        loss.backward()
+    good = getattr(F, name)(values[[0, 2]].double(), target[[0, 2]].double(), reduction="sum").item()
+    assert loss.item() == pytest.approx((good + ceiling) / 3, rel=1e-5)
+    assert x.grad[1].item() == 0.0
+    assert torch.isfinite(x.grad).all()
+
+
+def test_modules_come_here_too():
+    x = logits()
+    with instrument.stable(profile="guard") as run:
+        assert torch.isfinite(nn.CrossEntropyLoss()(x, TARGET))
+    assert run.events[0].file == __file__
+
+
+def test_ctc_without_an_alignment():
+    torch.manual_seed(0)
+    log_probs = torch.randn(4, 2, 5).log_softmax(-1).requires_grad_()
+    targets = torch.tensor([[1, 1, 2, 2], [1, 2, 0, 0]])
+    arguments = (log_probs, targets, torch.tensor([4, 4]), torch.tensor([4, 2]))
+    assert torch.isinf(F.ctc_loss(*arguments)), "negative control"
+    with instrument.stable(profile="guard"):
+        loss = F.ctc_loss(*arguments)
+        loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(log_probs.grad).all()
+
+
+def test_leave_and_observe_alter_nothing():
+    for settings in ({"profile": "observe"}, {"losses": {"nonfinite_elements": "leave"}}):
+        with instrument.stable(**settings):
+            assert not torch.isfinite(F.cross_entropy(logits(), TARGET))
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "mse_loss", "binary_cross_entropy_with_logits"])
+def test_finite_losses_are_bitwise_torchs(name):
+    torch.manual_seed(0)
+    x = torch.randn(5, 3)
+    target = torch.randint(3, (5,)) if name == "cross_entropy" else torch.rand(5, 3)
+    plain = getattr(F, name)(x, target)
+    with instrument.stable(profile="train") as run:
+        assert torch.equal(getattr(F, name)(x, target), plain)
+    assert run.events == ()
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_fused_attention_of_a_sequence_that_is_all_padding(need_weights):
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    with torch.no_grad():
+        attention.out_proj.bias.normal_()
+        x = torch.randn(2, 4, 8)
+        padding = torch.tensor([[False] * 4, [True] * 4])
+        plain, _ = attention(x, x, x, key_padding_mask=padding, need_weights=need_weights)
+        assert torch.isnan(plain[1]).any(), "negative control"
+        with instrument.stable(profile="guard") as run:
+            guarded, weights = attention(x, x, x, key_padding_mask=padding, need_weights=need_weights)
+    assert torch.equal(guarded[0], plain[0])
+    torch.testing.assert_close(guarded[1], attention.out_proj.bias.expand(4, 8))
+    assert weights is None or torch.isfinite(weights).all()
+    assert "NS401" in {e.code for e in run.events}
