@@ -76,6 +76,52 @@ def _backward_decay() -> OdeProblem:
 ODE_PROBLEMS = (_decay(), _rotation(), _forced(), _logistic(), _backward_decay())
 
 
+@dataclass(frozen=True)
+class SdeProblem:
+    """The Ito equation dz = f(z, t) dt + g(z, t) dW from z0 at time 0, one-dimensional, with z a function of t and W(t).
+
+    Attributes:
+        dynamics: (z, t) to (f, g).
+        solution: (t, W(t)) to z(t).
+        euler_order: strong order of Euler-Maruyama on it.
+    """
+
+    name: str
+    dynamics: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    solution: Callable[[float, Tensor], Tensor]
+    z0: float
+    euler_order: float
+
+
+def _geometric() -> SdeProblem:
+    """dz = a z dt + b z dW: z = z0 exp((a - b^2 / 2) t + b W)."""
+    a, b, z0 = 0.5, 0.8, 1.0
+    return SdeProblem("geometric", lambda z, t: (a * z, b * z), lambda t, w: z0 * torch.exp((a - 0.5 * b * b) * t + b * w), z0, 0.5)
+
+
+def _arctangent() -> SdeProblem:
+    """z = arctan(b W + tan z0): by Ito's formula dz = -b^2 sin z cos^3 z dt + b cos^2 z dW."""
+    b, z0 = 1.5, 0.5
+    return SdeProblem(
+        "arctangent",
+        lambda z, t: (-b * b * z.sin() * z.cos() ** 3, b * z.cos() ** 2),
+        lambda t, w: torch.atan(b * w + math.tan(z0)),
+        z0,
+        0.5,
+    )
+
+
+def _additive() -> SdeProblem:
+    """dz = cos(t) dt + b dW: z = z0 + sin t + b W."""
+    b, z0 = 0.7, 0.3
+    return SdeProblem(
+        "additive", lambda z, t: (torch.cos(t) * torch.ones_like(z), torch.full_like(z, b)), lambda t, w: z0 + math.sin(t) + b * w, z0, 1.0
+    )
+
+
+SDE_PROBLEMS = (_geometric(), _arctangent(), _additive())
+
+
 def measured_order(errors: list[float], steps: list[int]) -> float:
     """The slope of log error over log step size, least squares."""
     x = torch.tensor([-math.log(n) for n in steps], dtype=torch.float64)

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from latent_drift.errors import UsageError
 from latent_drift.models.sizes import require_size
@@ -14,6 +15,10 @@ from latent_drift.models.time_features import TimeAwareTransform, embed_time, re
 
 DEFAULT_SCALE_RANGE = 3.0
 """Largest log-scale of one layer as published."""
+
+
+FARTHEST_SEEN = 10.0
+"""Magnitude beyond which the networks see no difference: ten standard deviations of the latents they are for."""
 
 
 def alternating_mask(dim: int, parity: int) -> Tensor:
@@ -36,7 +41,8 @@ class CouplingLayer(nn.Module):
         UsageError: sizes, mask or range that cannot be used.
 
     *Numerics*: log-scale = scale_range * tanh(raw / scale_range); a ratio beyond 2 is first pressed below 2 + pi / 2 (tanh: 0.998)
-    with a slope that decays like 1/ratio**2, so that the gradient returns.
+    with a slope that decays like 1/ratio**2, so that the gradient returns. The network sees entries beyond +-10 as +-10: a shift
+    proportional to a far x would grow by a factor in every layer. x itself is passed on unbounded, with its gradient.
     """
 
     mask: Tensor
@@ -82,7 +88,8 @@ class CouplingLayer(nn.Module):
             time_feat = embed_time(time_feat, time_frequencies(self.time_dim).to(time_feat.device))
         time_feat = time_feat.to(x.dtype).expand(x.shape[0], -1)
         moved = 1 - self.mask
-        raw: Tensor = self.transform_net(torch.cat([x * self.mask, time_feat], dim=-1)).to(x.dtype)
+        seen = (x if self.legacy_compat else F.hardtanh(x, -FARTHEST_SEEN, FARTHEST_SEEN)) * self.mask
+        raw: Tensor = self.transform_net(torch.cat([seen, time_feat], dim=-1)).to(x.dtype)
         ratio, shift = (raw * torch.cat([moved / self.scale_range, moved])).chunk(2, dim=-1)
         log_scale = self.scale_range * torch.tanh(ratio if self.legacy_compat else soft_bound(ratio))
         if reverse:

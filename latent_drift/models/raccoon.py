@@ -167,9 +167,9 @@ class RaccoonLogClassifier(nn.Module):
             IndexError: a token or label out of range.
             UsageError: shapes that do not fit.
         """
+        mean, logvar = self.encode(tokens)
         if labels.shape != tokens.shape[:1]:
             raise UsageError(f"RaccoonLogClassifier: labels must have shape ({tokens.shape[0]},), one a message; got {tuple(labels.shape)}")
-        mean, logvar = self.encode(tokens)
         z, log_det = self._travel(self.sample_latent(mean, logvar), noisy=self.training or self.legacy_compat)
         logits = self.classify(z)
         if tokens.shape[0] == 0:

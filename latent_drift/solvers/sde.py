@@ -35,7 +35,7 @@ def solve_sde(
     t_span: Tensor | Sequence[float],
     *,
     method: str = "euler",
-    noise: Tensor | None = None,
+    noise: Any = None,
     substeps: int = 1,
 ) -> Tensor:
     """The solution at every time of the grid, (B, len(t_span), D), the first being `z0`.
@@ -45,7 +45,8 @@ def solve_sde(
         z0: (B, D), any real floating dtype; the result has it too.
         t_span: (T,), not decreasing. A repeated time repeats the state (and draws its noise all the same).
         method: "euler" (Euler-Maruyama), or one of torchsde's: "milstein", "srk", "euler_heun", "heun", "midpoint", "reversible_heun".
-        noise: standard normal numbers (T - 1, B, D) to use in place of drawn ones ("euler" only): zeros give the path without noise.
+        noise: for "euler" standard normal numbers (T - 1, B, D) to use in place of drawn ones (zeros give the path without noise); for a
+            torchsde method a Brownian motion of torchsde over the grid.
         substeps: steps of a torchsde method within the shortest interval of the grid.
 
     Raises:
@@ -77,9 +78,7 @@ def solve_sde(
         return _euler_maruyama(dynamics, z0, grid, noise)
     if method not in TORCHSDE_METHODS:
         raise UsageError(f"solve_sde: method must be one of {', '.join(SDE_METHODS)}; got {method!r}")
-    if noise is not None:
-        raise UsageError(f"solve_sde: noise is for method='euler'; {method!r} draws its own Brownian motion")
-    return _torchsde(dynamics, z0, grid, method, substeps)
+    return _torchsde(dynamics, z0, grid, method, substeps, noise)
 
 
 def euler_maruyama_step(z: Tensor, drift: Tensor, diffusion: Tensor, dt: float, sqrt_dt: float, noise: Tensor) -> Tensor:
@@ -153,7 +152,7 @@ def _column(t: Tensor, z: Tensor) -> Tensor:
     return t.to(z.dtype).expand(z.shape[0], 1)
 
 
-def _torchsde(dynamics: Dynamics, z0: Tensor, grid: Tensor, method: str, substeps: int) -> Tensor:
+def _torchsde(dynamics: Dynamics, z0: Tensor, grid: Tensor, method: str, substeps: int, brownian: Any) -> Tensor:
     try:
         import torchsde
     except ImportError as error:
@@ -166,7 +165,9 @@ def _torchsde(dynamics: Dynamics, z0: Tensor, grid: Tensor, method: str, substep
     shortest = float((grid[1:] - grid[:-1]).min())
     if shortest <= 0.0:
         raise UsageError(f"solve_sde: method={method!r} needs strictly increasing times; got {grid.tolist()}. Repeated times are for 'euler'")
-    brownian = torchsde.BrownianInterval(
+    if isinstance(brownian, Tensor):
+        raise UsageError(f"solve_sde: noise as a tensor is for method='euler'; {method!r} takes a Brownian motion of torchsde")
+    brownian = brownian or torchsde.BrownianInterval(
         t0=grid[0],
         t1=grid[-1],
         size=z0.shape,

@@ -1,0 +1,45 @@
+import math
+
+import pytest
+import torch
+
+from latent_drift.models.sampling_tree import SamplingTree
+
+
+def tree_of(scores):
+    tree = SamplingTree()
+    for i, score in enumerate(scores):
+        tree.append()
+        tree.set_score(i, score)
+    return tree
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 9, 100])
+def test_draws_invert_the_cumulated_probabilities(count):
+    scores = torch.randn(count, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
+    edges = torch.softmax(scores, 0).cumsum(0)
+    tree = tree_of(scores.tolist())
+    for i in range(count):
+        low = 0.0 if i == 0 else edges[i - 1].item()
+        middle = 0.5 * (low + edges[i].item())
+        assert tree.draw([middle]) == [i]
+
+
+def test_changes_leave_no_error_behind():
+    tree = tree_of([0.0, 1.0, 2.0])
+    tree.set_score(1, 200.0)  # a difference would swallow the others for ever
+    tree.set_score(1, 1.0)
+    fresh = tree_of([0.0, 1.0, 2.0])
+    uniforms = torch.rand(500, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).tolist()
+    assert tree.draw(uniforms) == fresh.draw(uniforms)
+
+
+@pytest.mark.parametrize("steps", [250.0, 400.0, -250.0, -400.0])
+def test_scores_that_wander_off_are_weighed_again(steps):
+    tree = tree_of([0.0, 0.0])
+    for k in range(1, 20):
+        tree.set_score(0, k * steps)
+        tree.set_score(1, k * steps + 1.0)
+    share = sum(tree.draw([u / 1000 for u in range(1000)])) / 1000
+    assert share == pytest.approx(1 / (1 + math.exp(-1.0)), abs=2e-3)
+    assert len(tree) == 2
