@@ -9,7 +9,7 @@ import re
 
 import libcst as cst
 
-from patches import flow, operations, values
+from patches import flow, names, operations, values
 from patches.constants import number
 from patches.edits import AddLines, Edit, Unfixable
 from patches.settings import HALF, Settings
@@ -53,10 +53,18 @@ def _uses_float16(source: Source) -> bool:
         if isinstance(node, cst.SimpleString):
             named = node.raw_value in _FLOAT16_STRINGS
         else:
-            named = (node.attr.value if isinstance(node, cst.Attribute) else getattr(node, "value", "")) in _FLOAT16_NAMES
+            word = node.attr.value if isinstance(node, cst.Attribute) else getattr(node, "value", "")
+            named = word in _FLOAT16_NAMES and (word != "half" or _is_half(source, node))
         if named and source.enclosing(node, cst.Comparison, cst.Import, cst.ImportFrom) is None and not _is_switched_off(source, node):
             return True
     return False
+
+
+def _is_half(source: Source, node: cst.CSTNode) -> bool:
+    """`model.half()` or torch.half, and not an attribute that holds half of something."""
+    parent = source.parents.get(node)
+    called = isinstance(node, cst.Attribute) and isinstance(parent, cst.Call) and parent.func is node and not parent.args
+    return called or (not isinstance(parent, cst.Attribute) and names.qualified(source, node) == "torch.half")
 
 
 def _is_switched_off(source: Source, node: cst.CSTNode) -> bool:
