@@ -117,7 +117,7 @@ def compare(all_cases: list[Case], current: Current, profile: str = "guard") -> 
             events = len(run.events)
             with watching() as reached:
                 after = evaluate(lambda args, case=case: case.call(current(case.function), args), case.args, order=case.order)
-            if reached.count:
+            if reached.operations:
                 reaching.add(case.entry)
             figures += _judged(case, before, after, [str(e) for e in run.events[events:]], reached=reached.count > 0)
     figures.entries = len({case.entry for case in all_cases})

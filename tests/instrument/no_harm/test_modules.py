@@ -41,7 +41,6 @@ def _built(info: Any, sample: Any, dtype: torch.dtype, training: bool) -> nn.Mod
 def _evaluated(module: nn.Module, sample: Any, order: int) -> Outcome:
     """Outputs and gradients, of the parameters too."""
     module = copy.deepcopy(module)
-    module.requires_grad_(all(p.is_floating_point() for p in module.parameters()))
     arguments = sample.forward_input
     names = [name for name, p in module.named_parameters() if not isinstance(p, nn.parameter.UninitializedTensorMixin)]
 
@@ -78,7 +77,7 @@ def test_modules_keep_their_bits(dtype: torch.dtype, record_figures: Any) -> Non
             known = len(run.events)
             with watching() as reached:
                 after = _evaluated(module, sample, order)
-            if reached.count:
+            if reached.operations:
                 reaching.add(label.partition(" ")[0])
             found = disagreement(before, after, strict=False)
             if found is None and len(run.events) > known and before.finite_levels == len(before.levels) and before.error is None:

@@ -171,8 +171,8 @@ def test_hooks_schedulers_and_state_see_the_steps_that_they_see_outside() -> Non
         p = nn.Parameter(torch.randn(5))
         optimizer = torch.optim.Adam([p], lr=0.1)
         seen: list[Any] = []
-        optimizer.register_step_pre_hook(lambda _o, args, kwargs: seen.append(("pre", args, kwargs)))
-        optimizer.register_step_post_hook(lambda _o, args, kwargs: seen.append(("post", args, kwargs)))
+        optimizer.register_step_pre_hook(lambda _o, args, kwargs: seen.append(("pre", args[1:], kwargs)))
+        optimizer.register_step_post_hook(lambda _o, args, kwargs: seen.append(("post", args[1:], kwargs)))
         optimizer.register_state_dict_pre_hook(lambda _o: seen.append("state"))
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=6)
         for _ in range(5):
