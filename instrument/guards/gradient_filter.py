@@ -24,11 +24,15 @@ Told = Callable[[int], None]
 """Called with the number of elements of a gradient that were set to 0."""
 
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # type: ignore[attr-defined]
+_dispatch_keys = torch._C._dispatch_keys
 
 
 def _is_readable(gradient: Tensor) -> bool:
     """False where a batched or transformed backward is under way (`is_grads_batched`): then nothing is read and nothing nested."""
-    return type(gradient) in PLAIN_TYPES and not _is_wrapped(gradient) and gradient.layout is torch.strided and not gradient.is_meta
+    if type(gradient) not in PLAIN_TYPES or gradient.layout is not torch.strided or gradient.is_meta:
+        return False
+    # The older vmap, which `is_grads_batched` uses, has a dispatch key but no name in Python.
+    return not _is_wrapped(gradient) and "Batched" not in str(_dispatch_keys(gradient))
 
 
 class _Filter(torch.autograd.Function):

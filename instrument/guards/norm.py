@@ -63,6 +63,10 @@ class NormGuard(AbstractReductionGuard):
         low, high = _aminmax(out.detach())
         return bool(low.item() > _SMALL[out.dtype] and high.item() < math.inf)
 
+    def dims(self, call: Call, x: Tensor) -> tuple[int, ...] | None:
+        named = super().dims(call, x)
+        return (x.dim() - 2, x.dim() - 1) if named is None and call.op == "matrix_norm" else named
+
     def message(self, call: Call) -> str:
         return f"{call.op} of a vector that is 0, too small or too large"
 

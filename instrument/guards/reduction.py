@@ -28,6 +28,10 @@ class AbstractReductionGuard(AbstractResultGuard):
     def bounded(self, call: Call, x: Tensor, out: Tensor, bad: Tensor) -> Tensor:
         """The result with a finite value at `bad`."""
 
+    def dims(self, call: Call, x: Tensor) -> tuple[int, ...] | None:
+        """The dimensions that the call reduces; None for all of them, or where it does not say."""
+        return reduced_dims(call, x, self.dim_position)
+
     def settled(self, call: Call) -> Any:
         x = call.argument(0, self.operand_name)
         if not is_plain(x) or not x.is_cpu:
@@ -41,7 +45,7 @@ class AbstractReductionGuard(AbstractResultGuard):
     def settled_results(self, call: Call, x: Tensor, outs: list[Tensor]) -> list[Tensor]:
         """The results to return. The first of several decides about all: the mean beside a variance is never at fault."""
         out = outs[0]
-        dims = reduced_dims(call, x, self.dim_position)
+        dims = self.dims(call, x)
         broken = ~torch.isfinite(out.detach())
         bad = broken & self._made_of_finite(x.detach(), out, dims) if bool(broken.any()) else broken
         any_bad = bool(bad.any())

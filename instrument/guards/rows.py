@@ -27,10 +27,8 @@ def elements_of_rows(rows: Tensor, x: Tensor, dims: tuple[int, ...] | None) -> T
             if dim > rows.dim():
                 break
             rows = rows.unsqueeze(dim)
-    try:
-        return rows.expand_as(x)
-    except RuntimeError:
-        return torch.ones_like(x, dtype=torch.bool) & rows.any()
+    told = rows.dim() in (0, x.dim()) and all(r in (1, n) for r, n in zip(rows.shape, x.shape, strict=False))
+    return rows.expand_as(x) if told else torch.ones_like(x, dtype=torch.bool) & rows.any()
 
 
 def first_tensor(call: Call, name: str = "input") -> Any:
