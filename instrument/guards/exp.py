@@ -238,6 +238,7 @@ def _compiled(original: Function, op: str, args: tuple[Any, ...], kwargs: dict[s
         and isinstance(x, Tensor)
         and x.dtype in FLOATS
         and kwargs.get("out") is None
+        and x.device.type != "meta"  # Dynamo works out shapes by running torch's own Python forms on meta tensors
         and not torch.is_autocast_enabled(x.device.type)
     ):
         upper = RUNTIME.bounds[op][x.dtype]
