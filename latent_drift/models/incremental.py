@@ -40,25 +40,33 @@ class IncrementalBlock:
         heads, dim_qk, _ = attention.w_q.shape
         dim_v = attention.w_v.shape[1]
         self._block = block
-        self._rows, self._dim_qk, self._dim_v = batch * heads, dim_qk, dim_v
-        # The scale of the scores goes into the queries' weights, and the three projections into one product.
-        self._projections = torch.cat([w.flatten(0, 1) for w in (attention.w_q / math.sqrt(dim_qk), attention.w_k, attention.w_v)])
-        self._split = [heads * dim_qk, heads * dim_qk, heads * dim_v]
-        self._out = attention.w_o.mT.contiguous()
-        self._keys = self._projections.new_empty((self._rows, length, dim_qk))
-        self._values = self._projections.new_empty((self._rows, length, dim_v))
+        # Kept position by position, so that each product writes its keys and values where they stay; seen by row and
+        # head, (batch * heads, size, length) and (batch * heads, length, size), without a copy.
+        rows = batch * heads
+        self._keys = attention.w_k.new_empty((length, batch, heads * dim_qk))
+        self._values = attention.w_v.new_empty((length, batch, heads * dim_v))
+        self._query = attention.w_q.new_empty((batch, heads * dim_qk))
+        self._query_by_head = self._query.view(rows, 1, dim_qk)
+        self._keys_by_head = self._keys.view(length, rows, dim_qk).permute(1, 2, 0)
+        self._values_by_head = self._values.view(length, rows, dim_v).transpose(0, 1)
+        # Right factors of products; the scale of the scores goes into the queries'.
+        self._to_query = (attention.w_q / math.sqrt(dim_qk)).flatten(0, 1).mT.contiguous()
+        self._to_key = attention.w_k.flatten(0, 1).mT.contiguous()
+        self._to_value = attention.w_v.flatten(0, 1).mT.contiguous()
+        self._out = attention.w_o
 
     def step(self, x: Tensor, position: int) -> Tensor:
         """The block's output at `position` for its input there, (batch, dim) to (batch, dim)."""
         block = self._block
-        q, k, v = torch.split(F.linear(_norm(x, block.att_ln), self._projections), self._split, dim=-1)  # type: ignore[no-untyped-call]
-        self._keys[:, position] = k.reshape(self._rows, self._dim_qk)
-        self._values[:, position] = v.reshape(self._rows, self._dim_v)
+        normed = _norm(x, block.att_ln)
+        torch.mm(normed, self._to_query, out=self._query)
+        torch.mm(normed, self._to_key, out=self._keys[position])
+        torch.mm(normed, self._to_value, out=self._values[position])
         # One query a row: two small products start sooner than scaled_dot_product_attention does.
-        scores = torch.bmm(q.reshape(self._rows, 1, self._dim_qk), self._keys[:, : position + 1].mT)
-        y = torch.bmm(scores.softmax(-1), self._values[:, : position + 1])
-        x = x + F.linear(y.view(x.shape[0], self._split[2]), self._out)
-        return x + _linear(F.relu(_linear(_norm(x, block.ffn_ln), block.ffn_fc1)), block.ffn_fc2)
+        scores = torch.bmm(self._query_by_head, self._keys_by_head[:, :, : position + 1])
+        y = torch.bmm(scores.softmax(-1), self._values_by_head[:, : position + 1])
+        x = torch.addmm(x, y.view(x.shape[0], -1), self._out)
+        return _linear(_linear(_norm(x, block.ffn_ln), block.ffn_fc1).relu_(), block.ffn_fc2).add_(x)
 
 
 class IncrementalEncoder:
@@ -67,13 +75,13 @@ class IncrementalEncoder:
     def __init__(self, encoder: DeterministicEncoder, batch: int, length: int) -> None:
         context = encoder.ctx_encoder
         self._table = context.in_proj(context.emb.weight)
-        self._positions = sinusoidal_positions(0, length, self._table.shape[-1], context.pos_enc.len_max, self._table)
+        self._positions = sinusoidal_positions(0, length, self._table.shape[-1], context.pos_enc.len_max, self._table).unbind()
         self._blocks = [IncrementalBlock(block, batch, length) for block in context.trunk if isinstance(block, TransformerBlock)]
         self._proj = encoder.proj
 
     def step(self, tokens: Tensor, position: int) -> Tensor:
         """Tokens (batch,) at `position` to the latent (batch, latent_size)."""
-        h = self._table[tokens] + self._positions[position]
+        h = F.embedding(tokens, self._table).add_(self._positions[position])
         for block in self._blocks:
             h = block.step(h, position)
         return _linear(h, self._proj)
@@ -86,14 +94,14 @@ class IncrementalObservation:
         self._table = observation.token_proj(observation.token_emb.weight)
         self._start = observation.token_proj(observation.start_embedding(batch)).squeeze(1)
         self._latent_proj = observation.latent_proj
-        self._positions = sinusoidal_positions(0, length, self._table.shape[-1], observation.pos_enc.len_max, self._table)
+        self._positions = sinusoidal_positions(0, length, self._table.shape[-1], observation.pos_enc.len_max, self._table).unbind()
         self._block = IncrementalBlock(observation.block, batch, length)
         self._proj_out = observation.proj_out
 
     def step(self, z: Tensor, before: Tensor | None, position: int) -> Tensor:
         """Latent (batch, latent_size) and the token before (batch,), None at position 0, to logits (batch, vocab)."""
-        h = self._start if before is None else self._table[before]
-        h = h + _linear(z, self._latent_proj) + self._positions[position]
+        h = _linear(z, self._latent_proj).add_(self._positions[position])
+        h = h.add_(self._start if before is None else F.embedding(before, self._table))
         return _linear(self._block.step(h, position), self._proj_out)
 
 

@@ -57,9 +57,10 @@ def sample_sequences_ode(
     require_size(seq_len, "seq_len", "sample_sequences_ode", at_least=1)
     require_size(n_samples, "n_samples", "sample_sequences_ode", at_least=0)
     draw = _draw_along_path if model.legacy_compat else _draw
-    with torch.no_grad(), _evaluating(model):
+    with torch.inference_mode(), _evaluating(model):
         shared, own = draw(model, seq_len, n_samples, cached)
-    return shared.to(device or shared.device), own.to(device or own.device)
+    # copies made outside are ordinary tensors again
+    return shared.clone().to(device or shared.device), own.clone().to(device or own.device)
 
 
 @contextmanager
@@ -90,24 +91,53 @@ def _draw_along_path(model: DeterministicLatentODE, seq_len: int, n_samples: int
     for starts in (1, n_samples):
         z0 = torch.randn((starts, model.latent_size), dtype=like.dtype, device=like.device).expand(n_samples, -1)
         path = solve_ode(model.p_ode, z0, 0.0, 1.0, seq_len - 1).transpose(0, 1)
-        groups.append(_draw_tokens(_CachedPath(model, path) if cached else _PlainPath(model, path), z0, seq_len))
+        groups.append(_draw_tokens_in_order(_CachedPath(model, path) if cached else _PlainPath(model, path), z0, seq_len))
     return groups[0], groups[1]
 
 
 def _draw_tokens(walk: Walk, z0: Tensor, seq_len: int) -> Tensor:
+    """Tokens (rows, seq_len) by the Gumbel-max rule, their noise drawn in one call before the walk."""
+    tokens = torch.empty((z0.shape[0], seq_len), dtype=torch.long, device=z0.device)
+    if z0.shape[0] == 0:
+        return tokens
+    noise: list[Tensor] = []
+    seen: list[Tensor] = []
+    before: Tensor | None = None
+    for position in range(seq_len):
+        logits = _widened(walk(before, position))
+        if not noise:
+            noise = list(torch.empty((seq_len, *logits.shape), dtype=logits.dtype, device=logits.device).exponential_().log_().unbind())
+        before = (logits - noise[position]).argmax(-1)
+        tokens[:, position] = before
+        seen.append(logits)
+    _require_finite(torch.stack(seen).isfinite().flatten(1).all(-1))
+    return tokens
+
+
+def _draw_tokens_in_order(walk: Walk, z0: Tensor, seq_len: int) -> Tensor:
+    """Tokens (rows, seq_len), one categorical draw a position from the global generator, as published."""
     tokens = torch.empty((z0.shape[0], seq_len), dtype=torch.long, device=z0.device)
     before: Tensor | None = None
     for position in range(seq_len if z0.shape[0] else 0):
-        logits = walk(before, position)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        try:
-            before = torch.multinomial(logits.softmax(-1), 1).squeeze(-1)
-        except RuntimeError as error:
-            raise NumericalError(
-                f"sample_sequences_ode: the logits at position {position} are not finite; the model's weights have diverged"
-            ) from error
+        probabilities = _widened(walk(before, position)).softmax(-1)
+        if not bool(probabilities.isfinite().all()):
+            raise _not_finite(position)
+        before = torch.multinomial(probabilities, 1).squeeze(-1)
         tokens[:, position] = before
     return tokens
+
+
+def _widened(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _require_finite(by_position: Tensor) -> None:
+    if not bool(by_position.all()):
+        raise _not_finite(int((~by_position).nonzero()[0]))
+
+
+def _not_finite(position: int) -> NumericalError:
+    return NumericalError(f"sample_sequences_ode: the logits at position {position} are not finite; the model's weights have diverged")
 
 
 class _CachedFilter:

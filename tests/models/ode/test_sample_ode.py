@@ -51,13 +51,14 @@ def test_starts_come_from_the_learned_prior(legacy_compat: bool, monkeypatch: py
     import latent_drift.models.sample_ode as module
 
     starts: list[Tensor] = []
-    draw = module._draw_tokens
+    name = "_draw_tokens_in_order" if legacy_compat else "_draw_tokens"
+    draw = getattr(module, name)
 
     def spy(walk: object, z0: Tensor, seq_len: int) -> Tensor:
-        starts.append(z0)
-        return draw(walk, z0, seq_len)  # type: ignore[arg-type]
+        starts.append(z0.clone())
+        return draw(walk, z0, seq_len)
 
-    monkeypatch.setattr(module, "_draw_tokens", spy)
+    monkeypatch.setattr(module, name, spy)
     model = small(legacy_compat)
     with torch.no_grad():
         model.p_init_distr.m.fill_(7.0)
@@ -101,6 +102,18 @@ def test_lengths_and_numbers_at_the_edge(legacy_compat: bool, seq_len: int, n_sa
 def test_every_dtype(dtype: torch.dtype, legacy_compat: bool, cached: bool) -> None:
     shared, own = sample_sequences_ode(small(legacy_compat).to(dtype), 9, 2, cached=cached)
     assert shared.shape == own.shape == (2, 9)
+
+
+def test_tokens_follow_the_model_s_distribution() -> None:
+    model = small()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model.p_init_distr.log_s.fill_(-20.0)  # one z_0 for all
+    first = sample_sequences_ode(model, 1, 20_000)[1][:, 0]
+    z0 = model.p_init_distr.m.expand(1, 1, -1)
+    expected = model.decode_logits(z0, torch.zeros(1, 1, dtype=torch.long))[0, 0].softmax(-1).detach()
+    observed = torch.bincount(first, minlength=30) / 20_000
+    assert (observed - expected).abs().max() < 5 * (expected.max().item() / 20_000) ** 0.5
 
 
 def test_refusals() -> None:
