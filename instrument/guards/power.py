@@ -113,17 +113,18 @@ class PowerGuard(AbstractElementwiseGuard):
         out: Tensor = call.out
         a, p = doubles
         limit = math.log(torch.finfo(out.dtype).max) * (0.5 if tight else 1.0)
-        slack = 4.0 * torch.finfo(out.dtype).eps
+        # What rounding the argument to its dtype, and this arithmetic in float64, may add to the logarithm of the result.
+        eps, slack = torch.finfo(out.dtype).eps, 4.0 * torch.finfo(torch.float64).eps * limit
         position = 0 if isinstance(values[0], Tensor) else 1
         if position == 0:
             # For |p| a^(p-1) to be finite as well: log|p| + (1 - 1/p) log(result) is at most the limit.
             margin = _div(_log(p.abs()) - limit / p, (1.0 - 1.0 / p).clamp(min=0.1))
             if isinstance(values[1], Tensor) and values[1].requires_grad:
                 margin = torch.maximum(margin, _log((limit / p).abs()))  # and a^p log(a)
-            bound = torch.copysign(_exp(_div(limit - margin.clamp(min=0.0) - slack * (p.abs() + limit), p)), a)
+            bound = torch.copysign(_exp(_div(limit - margin.clamp(min=0.0) - eps * (p.abs() + 2.0) - slack, p)), a)
         else:
             log_a = _log(a.abs())
-            bound = _div(limit - _log(log_a.abs()).clamp(min=0.0) - slack * limit, log_a)
+            bound = _div(limit - _log(log_a.abs()).clamp(min=0.0) - eps * limit - slack, log_a)
         x: Tensor = values[position]
         over = over.expand_as(out)
         told = self.told(call, x, RUNTIME.run.site())

@@ -73,7 +73,7 @@ class EmptyMeanGuard(AbstractReductionGuard):
             out = original(*args, **kwargs)
             if is_compiling() or not RUNTIME.active:
                 return out
-            x = args[0] if args else kwargs.get("input")
+            x: Any = args[0] if args else kwargs.get("input")
             if not is_plain(x) or x.numel() or not is_plain(out) or not out.is_cpu or not out.numel():
                 return out
             return self.settled(Call(original, op, args, kwargs, out))
