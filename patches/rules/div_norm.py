@@ -55,12 +55,7 @@ class DivNorm(AbstractRule):
                 return
             dividend, divisor = sides
         norm = _norm(source, divisor)
-        if (
-            norm is None
-            or _is_compared(source, divisor)
-            or m.no_grad_at(source, node)
-            or source.code(norm.input).strip() != source.code(dividend).strip()
-        ):
+        if norm is None or m.no_grad_at(source, node) or source.code(norm.input).strip() != source.code(dividend).strip():
             return
         value = m.value_of(source, norm.input)
         if value.detached or value.kind in ("numpy", "number", "integer", "other") or value.origin in ("noise", "constant") or value.low > 0:
@@ -93,14 +88,6 @@ class DivNorm(AbstractRule):
         return replace_with(node, text, call.needs_import, finfo.needs_import)
 
 
-def _is_compared(source: Source, divisor: cst.BaseExpression) -> bool:
-    """Whether the function looks at the norm before it divides (`if dist <= 1e-6: break`)."""
-    for use in flow.uses_of(source, divisor):
-        if source.order[use] < source.order[divisor] and isinstance(source.parents.get(use), (cst.Comparison, cst.ComparisonTarget)):
-            return True
-    return False
-
-
 def _norm(source: Source, divisor: cst.BaseExpression) -> m.Operation | None:
     made = m.definition(source, divisor)
     if made is divisor and isinstance(divisor, cst.Name):
@@ -131,7 +118,11 @@ def _may_be_zero(source: Source, node: cst.BaseExpression, depth: int = 0) -> bo
         found = flow.reaching(source, node)
         if not found:
             return False
-        return any(b.kind == "parameter" or (b.value is not None and b.index is None and _may_be_zero(source, b.value, depth + 1)) for b in found)
+        return any(
+            (b.kind == "parameter" and source.scope_of(node).kind != "lambda")
+            or (b.value is not None and b.index is None and _may_be_zero(source, b.value, depth + 1))
+            for b in found
+        )
     if isinstance(node, cst.Subscript):
         return _may_be_zero(source, node.value, depth + 1)
     if isinstance(node, cst.BinaryOperation):

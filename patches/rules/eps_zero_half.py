@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Set
 
 import libcst as cst
@@ -62,6 +63,8 @@ class EpsZeroHalf(AbstractRule):
             return  # the audit's list, read without half in sight: under a norm, or for what the code itself makes, the guard does no harm (E1)
         if value.is_integer or m.no_grad_at(source, node) or not m.is_tensor(source, guarded):
             return
+        if _is_no_guard(source, epsilon, guarded, node):
+            return
         dtype = dtypes.carrier(source, guarded) if dtypes.is_floating(source, guarded) else None
         if dtype is None or _is_shared(source, epsilon, at):
             yield self.hit(at)
@@ -108,3 +111,21 @@ def _is_shared(source: Source, epsilon: cst.BaseExpression, at: cst.CSTNode) -> 
 
 def _is_norm(source: Source, node: cst.BaseExpression) -> bool:
     return m.operation(source, m.definition(source, node), "norm", "linalg.norm", "linalg.vector_norm") is not None
+
+
+def _is_no_guard(source: Source, epsilon: cst.BaseExpression, guarded: cst.BaseExpression, node: cst.CSTNode) -> bool:
+    """A coefficient (`1 / 47900160 + x`), a table made in a constructor, freshly drawn noise (float32), or a zero that torch.where looks after."""
+    function = source.function_of(node)
+    if isinstance(epsilon, cst.BinaryOperation) or (function is not None and function.name.value == "__init__"):
+        return True
+    if re.search(r"\brand(n|int)?(_like)?\(", source.code(guarded)) and not source.settings.dtype:
+        return True
+    for ancestor in source.ancestors(node):
+        if isinstance(ancestor, cst.FunctionDef):
+            return False
+        where = m.operation(source, ancestor, "where")
+        if where is not None and not source.is_inside(node, where.input) and isinstance(m.definition(source, where.input), cst.Comparison):
+            return True
+        if isinstance(ancestor, cst.If) and ".dtype" in source.code(ancestor.test):
+            return True
+    return False
