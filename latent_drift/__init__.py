@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any, Final
 
 from latent_drift._version import __version__
@@ -55,21 +56,38 @@ LEGACY_MODULE_NAMES: Final = ("latent_drift_trajectory", "latent_drift_trajector
 __all__ = ["__version__", "install_alias", *_EXPORTS]
 
 
+class _StableAlias(ModuleType):
+    """This package and its stability toolbox under one name, as the audited copy of the script had them."""
+
+    def __getattr__(self, name: str) -> Any:
+        this, toolbox = sys.modules[__name__], "latent_drift.stability"
+        if name == "__all__":
+            return [*__all__, *import_module(toolbox).__all__]
+        if name in _EXPORTS or name in vars(this):
+            return getattr(this, name)
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(import_module(toolbox), name)
+
+
 def install_alias() -> None:
     """Let `import latent_drift_trajectory` (and `latent_drift_trajectory_stable`) find this package.
 
-    Registers the package in `sys.modules` under both names, so that a script written for the original, and
-    objects pickled by it, resolve here. Calling it again changes nothing.
+    Registers the package in `sys.modules` under the first name, so that a script written for the original, and objects
+    pickled by it, resolve here; and under the second the package together with the names of `latent_drift.stability`,
+    as the audited copy of the script had them. Calling it again changes nothing.
 
     Raises:
         ImportError: another module already has one of the names; it is left in place, and nothing is registered.
     """
-    this = sys.modules[__name__]
-    taken = [name for name in LEGACY_MODULE_NAMES if sys.modules.get(name, this) is not this]
+    ours = {LEGACY_MODULE_NAMES[0]: sys.modules[__name__], LEGACY_MODULE_NAMES[1]: _STABLE_ALIAS}
+    taken = [name for name, module in ours.items() if sys.modules.get(name, module) is not module]
     if taken:
         raise ImportError(f"install_alias: {', '.join(taken)} already imported from elsewhere; call install_alias() before importing the original")
-    for name in LEGACY_MODULE_NAMES:
-        sys.modules[name] = this
+    sys.modules.update(ours)
+
+
+_STABLE_ALIAS: Final = _StableAlias(LEGACY_MODULE_NAMES[1], _StableAlias.__doc__)
 
 
 def __getattr__(name: str) -> Any:

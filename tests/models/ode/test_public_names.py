@@ -60,6 +60,24 @@ def test_star_import_and_alias_run_a_script_written_for_the_original() -> None:
     assert run(script) == "67 67"
 
 
+def test_the_audited_copy_s_name_has_the_toolbox_too() -> None:
+    script = """
+        import sys, latent_drift
+        latent_drift.install_alias()
+        assert "torch" not in sys.modules
+        from latent_drift_trajectory_stable import DeterministicLatentODE, StabilityConstants, stable_exp
+        import latent_drift_trajectory_stable as stable
+        import latent_drift.stability
+        assert DeterministicLatentODE is latent_drift.DeterministicLatentODE
+        assert stable_exp is latent_drift.stability.stable_exp
+        assert {"stable_exp", "RaccoonMemory"} <= set(stable.__all__)
+        assert not hasattr(stable, "no_such_name")
+        from latent_drift_trajectory_stable import *
+        print(StabilityMonitor.__name__)
+    """
+    assert run(script) == "StabilityMonitor"
+
+
 def test_alias_does_not_displace_another_module() -> None:
     script = """
         import sys, types, latent_drift
