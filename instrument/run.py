@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from torch import Tensor
 from instrument.callsite import module_path, user_site
 from instrument.events import Action, Event, EventLog, Site, write_jsonl
 from instrument.guards.exp import bounds_by_op, thresholds_by_op
+from instrument.locate.births import Birth, Births
+from instrument.locate.watch import Watch
 from instrument.policy import Policy
 from instrument.report.terminal import summary_table
 from latent_drift.config import StabilityConfig
@@ -38,21 +39,6 @@ class _Deferred:
     site: Site | None
     dtype: str
     shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Birth:
-    """A non-finite number that an operation made of finite ones: so far nothing but a memory."""
-
-    code: str
-    op: str
-    site: Site
-    message: str
-    facts: dict[str, Any]
-
-
-MOST_BIRTHS = 64  # of one step: the first is the one that is named
-FULL_LOOKS = 3  # a line that makes infinities on purpose is not measured for ever
 
 
 @dataclass(slots=True)
@@ -84,8 +70,10 @@ class Run:
         self.backward_calls = 0
         self.updates_by_hand = False
         self.scaled_loss: weakref.ref[Tensor] | None = None
-        self._births: dict[tuple[tuple[str, int], str], _Birth] = {}
-        self._looked_at: Counter[tuple[str, int]] = Counter()
+        self._births = Births()
+        self._blamed = False
+        self._explained = False
+        self.watch = Watch(config.anomaly.watch_steps)
         self._deferred: list[_Deferred] = []
         self._lock = threading.Lock()
         self.exp_bounds = bounds_by_op(self.policy, tight=False)
@@ -151,28 +139,33 @@ class Run:
             **facts,
         )
 
-    def born(self, code: str, op: str, *, message: str, x: Tensor | None = None, site: Site | None = None) -> None:
+    def born(self, code: str, op: str, *, message: str, x: Tensor | None = None, site: Site | None = None, weak: bool = False) -> None:
         """Remember that an operation gave a non-finite number for finite inputs. That is legal (log(0) = -inf in a mask), so it is an event only
         if this step's loss or gradient turns out non-finite: then the first such place is named as the origin."""
         site = site if site is not None else self.site()
-        if site is None:
-            return
-        key = (site.file, site.line)
-        self._fired.add(key)
-        if (key, op) not in self._births and len(self._births) < MOST_BIRTHS:
-            self._births[key, op] = _Birth(code, op, site, message, self._facts(x) if self._looked_at[key] < FULL_LOOKS else {})
-            self._looked_at[key] += 1
+        if site is not None and not self._births.is_harmless(site):
+            self._fired.add((site.file, site.line))
+            self._births.add(Birth(code, op, site, message, self._facts(x) if self._births.wants_facts(site) else {}, weak))
 
     def is_armed(self, site: Site | None) -> bool:
         """True if this line made a bad number that spoiled a step before: what the ordinary rules leave alone there is bounded from then on."""
         return bool(self._armed) and site is not None and (site.file, site.line) in self._armed
 
     def blame(self) -> None:
-        """This step's loss or gradient is not finite: name the first place that made a bad number, and guard such places more tightly from now on."""
-        for birth in self._births.values():
-            self.log.record(self._event(birth.code, "observed", birth.op, birth.message, birth.site, None, birth.facts))
-            break
-        self._births.clear()
+        """This step's loss or gradient is not finite: name the first place that made a bad number, and guard such places more tightly from now on.
+
+        If none is known, the next steps are watched operation by operation, within the config's budget.
+        """
+        if self._blamed:
+            return
+        self._blamed = True
+        origin = self._births.origin()
+        if origin is not None:
+            self._explained = True
+            self.log.record(self._event(origin.code, "observed", origin.op, origin.message, origin.site, None, origin.facts))
+            self.watch.finish()
+        elif not self._fired and not self._explained:
+            self.watch.start(self)
         new = self._fired - self._armed
         if new:
             self._armed |= new
@@ -210,8 +203,7 @@ class Run:
         self.optimizers.add(optimizer)
         tally = self.tally
         tally.steps = max(tally.steps, count)
-        self._fired.clear()
-        self._births.clear()
+        self._forget_step(healthy=not skipped)
         if skipped:
             tally.skipped += 1
             tally.skipped_in_a_row += 1
@@ -221,8 +213,16 @@ class Run:
     def update_by_hand_finished(self) -> None:
         """Without an optimizer each backward counts as a step."""
         self.tally.steps += 1
+        self._forget_step(healthy=not self._blamed)
+
+    def _forget_step(self, *, healthy: bool) -> None:
         self._fired.clear()
-        self._births.clear()
+        healthy = healthy and not self._blamed
+        self._births.finish_step(healthy=healthy)
+        # Failures in a row are one cascade; after a step that went well the next one is a new question.
+        self._explained = self._explained and not healthy
+        self._blamed = False
+        self.watch.step_finished()
 
     def mark_scaled(self, loss: Tensor) -> None:
         """This loss carries a GradScaler's factor: an overflow in it or in its gradients is the scaler's search, no anomaly."""
@@ -265,6 +265,7 @@ class Run:
             "profile": self.config.profile,
             "overrides": dict(_plain_items(self.config.overrides)),
             **asdict(self.tally),
+            "watched_steps": self.watch.steps,
             "events": len(self.log),
             "events_dropped": self.log.dropped,
             "interventions": self.interventions,

@@ -163,6 +163,7 @@ def _enter(run: Run, caller: FrameType | None) -> None:
 
 
 def _leave(run: Run) -> None:
+    run.watch.stop()
     with _LOCK:
         # Blocks of several threads may close in any order: the one that closes is removed, the last one restores.
         for index in range(len(_OPEN) - 1, -1, -1):

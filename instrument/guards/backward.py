@@ -30,13 +30,29 @@ _COVERED_LOOKS = 2  # backward calls after which the leaves of a script with opt
 
 
 def spellings() -> list[Spelling]:
-    """`Tensor.backward` reaches `torch.autograd.backward`, so one attribute covers both."""
-    return [Spelling(torch.autograd, "backward", "backward"), Spelling(torch.autograd, "grad", "grad"), Spelling(GradScaler, "scale", "scale")]
+    """`Tensor.backward` reaches `torch.autograd.backward`: it is replaced only to tidy up once it is over."""
+    return [
+        Spelling(torch.Tensor, "backward", "method"),
+        Spelling(torch.autograd, "backward", "backward"),
+        Spelling(torch.autograd, "grad", "grad"),
+        Spelling(GradScaler, "scale", "scale"),
+    ]
 
 
 def stand_in(original: Function, spelling: Spelling) -> Function:
     """What replaces each of them. On an accelerator the loss is not read: its gradients tell at the step."""
-    return {"backward": _backward, "grad": _grad, "scale": _scale}[spelling.op](original, spelling)
+    return {"method": _method, "backward": _backward, "grad": _grad, "scale": _scale}[spelling.op](original, spelling)
+
+
+def _method(original: Function, spelling: Spelling) -> Function:
+    @mimic(original, spelling)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if RUNTIME.active and not is_compiling():
+            RUNTIME.run.watch.settle()
+        return result
+
+    return guarded
 
 
 def _roots(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Sequence[Any]:

@@ -45,6 +45,7 @@ def summary_table(events: Sequence[Event], facts: Mapping[str, Any]) -> str:
             lines.append(f"      {code}: {FINDINGS[code].remedy}")
     lines.append(
         f"  {facts['steps']} optimizer steps: {facts['skipped']} skipped, {facts['clipped']} clipped; {facts['interventions']} interventions"
+        + (f"; {facts['watched_steps']} steps were watched operation by operation" if facts.get("watched_steps") else "")
         + (f"; {facts['events_dropped']} further events were not kept" if facts["events_dropped"] else "")
     )
     return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Where the first bad number was born: what guards saw, and what a watched step shows."""

@@ -1,0 +1,62 @@
+"""Non-finite numbers made of finite ones in the step that is under way: memories until the step fails, then the first is the origin."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from instrument.events import Site
+
+MOST_BIRTHS = 64  # of one step: the first is the one that is named
+FULL_LOOKS = 3  # a line that makes infinities on purpose is not measured for ever
+
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """An operation at a line that gave a non-finite result; `facts` are the fields of an event that describe its input."""
+
+    code: str
+    op: str
+    site: Site
+    message: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    weak: bool = False
+    """Infinities that came in as data may be a mask: they are named only if nothing else was born."""
+
+
+class Births:
+    """The births of the current step, in order, and the lines that are known to make infinities in healthy steps (log(0) in a mask)."""
+
+    def __init__(self) -> None:
+        self._current: dict[tuple[Place, str], Birth] = {}
+        self._looked_at: Counter[Place] = Counter()
+        self._harmless: set[Place] = set()
+
+    def wants_facts(self, site: Site) -> bool:
+        """Whether the range of this line's input is still worth reading."""
+        return self._looked_at[(site.file, site.line)] < FULL_LOOKS
+
+    def is_harmless(self, site: Site) -> bool:
+        """Whether this line makes infinities in steps that go well."""
+        return (site.file, site.line) in self._harmless
+
+    def add(self, birth: Birth) -> None:
+        """Remember the first birth of each line and operation."""
+        place = (birth.site.file, birth.site.line)
+        if (place, birth.op) not in self._current and len(self._current) < MOST_BIRTHS:
+            self._current[place, birth.op] = birth
+            self._looked_at[place] += 1
+
+    def origin(self) -> Birth | None:
+        """The first birth of this step at a line that does not also have them in healthy steps."""
+        candidates = [birth for (place, _), birth in self._current.items() if place not in self._harmless]
+        return next((birth for birth in candidates if not birth.weak), candidates[0] if candidates else None)
+
+    def finish_step(self, *, healthy: bool) -> None:
+        """Forget the step; what was born in one that went well is harmless there."""
+        if healthy:
+            self._harmless.update(place for place, _ in self._current)
+        self._current.clear()

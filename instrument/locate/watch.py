@@ -1,0 +1,211 @@
+"""The watching mode: every operation of a few steps is looked at, forward and backward, to find where a bad number is born.
+
+It is entered by itself when a step failed and no guard saw why, for at most `anomaly.watch_steps` steps; the failing step was skipped, so the
+parameters that made it are still there and the next one usually shows the fault again. It costs a few times a plain step while it is on,
+nothing otherwise. It sees the thread that failed, and operations that are called from Python; calls inside C++ and compiled code it does not.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from instrument.guards.step import _STEPPING
+from instrument.interception import Replacement, replace_attribute
+from instrument.runtime import is_plain
+from latent_drift.numerics.finite import largest_magnitude
+
+if TYPE_CHECKING:
+    from instrument.run import Run
+
+_COPYING = (
+    "detach",
+    "clone",
+    "__get__",
+    "requires_grad_",
+    "register_hook",
+    "retain_grad",
+    "backward",
+    "numpy",
+    "item",
+    "tolist",
+    "isfinite",
+    "isnan",
+    "isinf",
+)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested arguments or results, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
+def is_bad(x: Tensor) -> bool:
+    """Whether a plain tensor holds a NaN or an infinity."""
+    return is_plain(x) and x.numel() > 0 and not largest_magnitude(x).isfinite().item()
+
+
+class Watching(TorchFunctionMode):
+    """Looks at the result of every torch call, and hangs a check on the backward of each."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self._run: weakref.ref[Run] = weakref.ref(run)
+        self._met: dict[int, Tensor] = {}  # bad tensors of this step whose origin is known; kept alive so that ids stay theirs
+        self._hooked: set[Any] = set()
+        self.done = False
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The call itself, then the look."""
+        return self.watched(function, getattr(function, "__name__", str(function)), args, kwargs or {})
+
+    def watched(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call, and look at what went in and what came out."""
+        run = self._run()
+        if self.done or run is None or name in _COPYING or (_STEPPING and not torch.is_grad_enabled()):
+            return function(*args, **kwargs)
+        before = [x for x in tensors_in((args, kwargs)) if is_bad(x)]
+        nan_before = any(bool(torch.isnan(x.detach()).any()) for x in before)
+        for x in before:
+            if id(x) not in self._met:
+                self._came_in(run, name, x)
+        result = function(*args, **kwargs)
+        for out in tensors_in(result):
+            if is_bad(out):
+                self._met[id(out)] = out
+                if not before or (not nan_before and bool(torch.isnan(out.detach()).any())):
+                    self._born(run, function, name, out, args, kwargs)
+            if is_plain(out) and out.grad_fn is not None:
+                self._check_backward(run, name, out.grad_fn)
+        return result
+
+    def _born(self, run: Run, function: Any, name: str, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = [x for x in tensors_in((args, kwargs)) if is_plain(x) and x.numel()]
+        if not inputs:
+            self._came_in(run, name, out)
+            return
+        widest = max(inputs, key=lambda x: largest_magnitude(x).nan_to_num().item())
+        ending = "is NaN although no input is" if any(is_bad(x) for x in inputs) else "of finite inputs is not finite"
+        run.born("NS805", name, message=f"{_qualified(function)} {ending}", x=widest)
+
+    def _came_in(self, run: Run, name: str, x: Tensor) -> None:
+        """A bad tensor that no operation seen so far made of others: data, or a parameter."""
+        self._met[id(x)] = x
+        values = x.detach()
+        is_parameter = isinstance(x, nn.Parameter) or (x.is_leaf and x.requires_grad)
+        code, what = ("NS804", "a parameter") if is_parameter else ("NS803", "data")
+        where = "" if x.dim() == 0 else f", first at {tuple(torch.nonzero(~torch.isfinite(values))[0].tolist())}"
+        weak = not is_parameter and not bool(torch.isnan(values).any())
+        run.born(code, name, message=f"{what} of shape {tuple(x.shape)} holds NaN or Inf before any operation{where}", x=x, weak=weak)
+
+    def _check_backward(self, run: Run, name: str, node: Any) -> None:
+        """Look at what this node's backward makes of the gradient, and the nodes before it that no call was seen for (an autograd.Function whose
+        `apply` was bound to another name)."""
+        site = run.site()
+        for candidate, called in ((node, name), *((n, n.name()) for n, _ in node.next_functions if n is not None)):
+            if candidate not in self._hooked and "AccumulateGrad" not in candidate.name():
+                self._hooked.add(candidate)
+                candidate.register_hook(self._backward_check(called, site))
+
+    def _backward_check(self, name: str, site: Any) -> Any:
+        reference = self._run
+
+        def check(grad_inputs: tuple[Tensor | None, ...], grad_outputs: tuple[Tensor | None, ...]) -> None:
+            run = reference()
+            if run is None or self.done or any(g is not None and is_bad(g) for g in grad_outputs):
+                return
+            bad = next((g for g in grad_inputs if g is not None and is_bad(g)), None)
+            if bad is not None:
+                run.born(
+                    "NS805", f"{name} backward", message=f"the gradient of {name} is not finite although what arrived there was", x=bad, site=site
+                )
+
+        return check
+
+    def forget_step(self) -> None:
+        """A new step begins."""
+        self._met.clear()
+        self._hooked.clear()
+
+
+def _qualified(function: Any) -> str:
+    name = resolve_name(function)
+    return name if name is not None else str(getattr(function, "__name__", function))
+
+
+class Watch:
+    """Turns the watching mode on and off for a run, within its budget of steps."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._mode: Watching | None = None
+        self._apply: Replacement | None = None
+        self._step_began = False
+        self.steps = 0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether operations are being watched."""
+        return self._mode is not None and not self._mode.done
+
+    def start(self, run: Run) -> bool:
+        """Begin watching if there is budget left and no other mode is in the way (modes are a stack: one that somebody closes later must stay
+        on top). A call of `apply` on an autograd.Function passes no mode, so it is replaced for the time."""
+        if self._mode is not None or self.steps >= self._budget or torch._C._len_torch_function_stack() > 0:
+            return False
+        mode = self._mode = Watching(run)
+        original = torch.autograd.Function.__dict__["apply"].__func__
+
+        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            return mode.watched(functools.partial(original, cls), cls.__name__, args, kwargs)
+
+        self._apply = replace_attribute(torch.autograd.Function, "apply", classmethod(apply))
+        mode.__enter__()
+        self._step_began = False
+        return True
+
+    def finish(self) -> None:
+        """The origin is known: look no further. The mode itself is taken off where that can be done."""
+        if self._mode is not None:
+            self.steps += self._step_began
+            self._mode.done = True
+            self.settle()
+
+    def step_finished(self) -> None:
+        """Count a watched step; stop when the budget is spent."""
+        if self._mode is None:
+            return
+        if not self._mode.done:
+            self.steps += self._step_began
+            self._step_began = True
+            self._mode.forget_step()
+            self._mode.done = self.steps >= self._budget
+        self.settle()
+
+    def settle(self) -> None:
+        """Take a finished mode off, if it is the one on top: inside a call that it is handling it is not, and the next occasion does it."""
+        if self._mode is not None and self._mode.done and torch.overrides._get_current_function_mode() is self._mode:
+            self._mode.__exit__(None, None, None)
+            self._mode = None
+            if self._apply is not None:
+                self._apply.undo()
+                self._apply = None
+
+    def stop(self) -> None:
+        """The block closes."""
+        if self._mode is not None:
+            self._mode.done = True
+            self.settle()

@@ -1,0 +1,128 @@
+"""What no guard saw is found by watching the next steps: the line, forward or backward, and what came in bad."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import instrument
+
+
+def line_of(text):
+    """The number of the one line of this file that holds the text (the marker's own definition aside)."""
+    source = Path(__file__).read_text(encoding="utf-8").splitlines()
+    lines = [i for i, line in enumerate(source, start=1) if f"# {text}" in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def train(forward, steps=5, parameter=None, profile="guard"):
+    parameter = nn.Parameter(torch.ones(3)) if parameter is None else parameter
+    with instrument.stable(profile=profile) as run:
+        optimizer = torch.optim.SGD([parameter], lr=0.1)
+        for index in range(steps):
+            optimizer.zero_grad()
+            forward(parameter, index).sum().backward()
+            optimizer.step()
+    assert torch.isfinite(parameter).all()
+    return run
+
+
+def overflow_in_a_product(p, index):
+    big = torch.full((3,), 1e30)
+    scaled = p * big
+    return scaled * big * 0.0  # birth: product
+
+
+def matmul_overflow(p, index):
+    a = (p.new_full((3, 3), 6e4) * p).half()
+    return (a @ a).float()  # birth: matmul
+
+
+class Squash(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * math.nan
+
+
+def own_backward(p, index):
+    return Squash.apply(p)  # birth: own
+
+
+def data_with_a_hole(p, index):
+    batch = torch.tensor([1.0, math.nan, 2.0])  # birth: data
+    return p * batch
+
+
+HOLE = torch.tensor([[1.0, 2.0, 3.0], [1.0, math.nan, 2.0]])
+
+
+def data_from_outside(p, index):
+    return (p * HOLE).sum(0)  # birth: outside
+
+
+def mask_times_infinity(p, index):
+    mask = torch.tensor([0.0, 1.0, 0.0])
+    return p + mask * -math.inf  # birth: mask
+
+
+apply_kept = Squash.apply
+
+
+def own_backward_under_another_name(p, index):
+    return apply_kept(p) * 2.0  # birth: kept
+
+
+CASES = {
+    "product": (overflow_in_a_product, "NS805"),
+    "matmul": (matmul_overflow, "NS805"),
+    "own": (own_backward, "NS805"),
+    "kept": (own_backward_under_another_name, "NS805"),
+    "data": (data_with_a_hole, "NS803"),
+    "outside": (data_from_outside, "NS803"),
+    "mask": (mask_times_infinity, "NS805"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_line_of_birth_is_named(case):
+    forward, code = CASES[case]
+    run = train(forward)
+    births = [e for e in run.events if e.code == code]
+    assert births, run.summary()
+    assert (births[0].file, births[0].line) == (__file__, line_of(f"birth: {case}"))
+    assert births[0].source
+
+
+def test_a_healthy_script_is_never_watched():
+    run = train(lambda p, index: p**2)
+    assert run.watch.steps == 0
+    assert run.events == ()
+
+
+def test_watching_ends_when_the_origin_is_known_and_within_its_budget():
+    run = train(overflow_in_a_product, steps=8)
+    assert run.watch.steps == 1
+    assert not run.watch.is_on
+    assert torch._C._len_torch_function_stack() == 0
+    assert vars(torch.autograd.Function)["apply"].__func__.__module__ == "torch.autograd.function"
+    passing = train(lambda p, index: p * (math.nan if index == 0 else 1.0), steps=300)
+    assert passing.watch.steps == passing.config.anomaly.watch_steps
+    assert torch._C._len_torch_function_stack() == 0
+
+
+def test_deliberate_infinities_of_healthy_steps_are_not_blamed():
+    def forward(p, index):
+        mask = torch.log(torch.tensor([0.0, 1.0, 1.0]))
+        big = torch.full((3,), 1e30 if index >= 2 else 1.0)
+        return (p + mask).softmax(0) * (p * big * big * 0.0)  # birth: after healthy steps
+
+    run = train(forward, steps=6)
+    assert {e.line for e in run.events if e.code == "NS805"} == {line_of("birth: after healthy steps")}
+    assert not any(e.code == "NS205" for e in run.events)
