@@ -120,11 +120,12 @@ def _may_be_zero(source: Source, node: cst.BaseExpression, depth: int = 0) -> bo
             return False
         return any(
             (b.kind == "parameter" and source.scope_of(node).kind != "lambda")
-            or (b.value is not None and b.index is None and _may_be_zero(source, b.value, depth + 1))
+            or (b.kind == "assign" and b.value is not None and b.index is None and _may_be_zero(source, b.value, depth + 1))
             for b in found
         )
     if isinstance(node, cst.Subscript):
-        return _may_be_zero(source, node.value, depth + 1)
+        chosen = any(isinstance(e.slice, cst.Index) and isinstance(e.slice.value, cst.Comparison) for e in node.slice)
+        return not chosen and _may_be_zero(source, node.value, depth + 1)  # x[x.sum(1) != 0] has been looked after
     if isinstance(node, cst.BinaryOperation):
         if isinstance(node.operator, cst.Subtract):
             return True
