@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 import instrument
@@ -105,6 +106,25 @@ def test_the_step_that_it_spoils_is_named_after_it_and_the_next_one_is_bounded(o
         assert results[2].flatten().tolist() == pytest.approx(expected, rel=1e-6)
     assert run.tally.skipped == 1
     assert torch.isfinite(weight).all()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_line_that_is_armed_between_a_checkpoint_and_its_recomputation_does_the_same_in_both(reentrant):
+    weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+
+    def f(w):
+        return torch.sqrt(w * w - 2.5) + torch.acos(w / 1.5)
+
+    assert not torch.isfinite(f(weight)).all(), "negative control"
+    with instrument.stable(profile="guard") as run:
+        for _ in range(4):
+            optimizer.zero_grad()
+            torch.utils.checkpoint.checkpoint(f, weight, use_reentrant=reentrant).sum().backward()
+            optimizer.step()
+    assert ("NS704", "bounded") in {(e.code, e.action) for e in run.events}
+    assert torch.isfinite(weight).all()
+    assert weight[1] != 2.0
 
 
 @pytest.mark.parametrize("op", BIRTHS)
