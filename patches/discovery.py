@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,9 +59,10 @@ def _walk_folder(folder: Path, specs: list[tuple[Path, GitIgnoreSpec]]) -> Itera
         entries = sorted(folder.iterdir())
     except OSError:
         return
+    absolute = folder.resolve()
     for entry in entries:
         is_folder = entry.is_dir()
-        if _is_ignored(entry, specs, is_folder):
+        if _is_ignored(absolute / entry.name, specs, is_folder):
             continue
         if is_folder:
             if entry.name not in _SKIPPED and not entry.is_symlink() and not (entry / "pyvenv.cfg").exists():
@@ -96,13 +96,7 @@ def _specs_above(root: Path) -> list[tuple[Path, GitIgnoreSpec]]:
     return []
 
 
-@cache
-def _absolute(folder: Path) -> Path:
-    return folder.resolve()
-
-
-def _is_ignored(entry: Path, specs: list[tuple[Path, GitIgnoreSpec]], is_folder: bool) -> bool:
-    absolute = _absolute(entry.parent) / entry.name
+def _is_ignored(absolute: Path, specs: list[tuple[Path, GitIgnoreSpec]], is_folder: bool) -> bool:
     verdict = False
     for base, spec in specs:  # outer first: an inner file's `!pattern` wins
         relative = absolute.relative_to(base).as_posix() + ("/" if is_folder else "")

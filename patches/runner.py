@@ -16,7 +16,7 @@ from pathlib import Path
 import libcst as cst
 
 from patches import rulesets, selection, suppressions
-from patches.engine import Diagnostic, check, fix, relevant
+from patches.engine import IGNORE_MARK, Diagnostic, check, fix, relevant
 from patches.firing import FiredOnly, Firing, place
 from patches.notebooks import read_notebook
 from patches.rules import RULES, AbstractRule
@@ -141,7 +141,7 @@ def process_text(job: Job, text: str) -> Checked | Failed | PatchedText:
         return kept
 
     try:
-        if not relevant(text, rules, job.settings) and "stability:" not in text:
+        if not relevant(text, rules, job.settings) and IGNORE_MARK not in text:
             failed = _syntax_error(text, job.shown)
             if failed is not None:
                 return failed

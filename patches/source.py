@@ -458,7 +458,9 @@ def read_text(path: Path) -> tuple[str, str, bytes]:
     raw = path.read_bytes()
     encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
     mark = codecs.BOM_UTF8 if raw.startswith(codecs.BOM_UTF8) else b""
-    return raw[len(mark) :].decode("utf-8" if encoding == "utf-8-sig" else encoding), encoding, mark
+    if mark:
+        encoding = "utf-8"  # the mark is kept apart, or encoding would write a second one
+    return raw[len(mark) :].decode(encoding), encoding, mark
 
 
 def dotted_name(node: Any) -> str | None:

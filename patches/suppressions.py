@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from patches.edits import Splice
-from patches.engine import Diagnostic
+from patches.engine import IGNORE_MARK, Diagnostic
 from patches.findings import FINDINGS
 from patches.selection import matches
 from patches.source import Source
 
 UNUSED = "NS001"
-_MARK = "stability:"
 _PATTERN = re.compile(r"#\s*stability:\s*ignore\b(?:\[(?P<codes>[^\]]*)\])?")
 
 
@@ -31,7 +30,7 @@ class Ignore:
 
 def ignores(source: Source) -> list[Ignore]:
     """The ignore comments of a file (real comments only, not strings that look like one)."""
-    if _MARK not in source.text:
+    if IGNORE_MARK not in source.text:
         return []
     found: list[Ignore] = []
     try:
