@@ -7,6 +7,7 @@ import sys
 import typer
 
 from latent_drift.cli.config import app as config_app
+from latent_drift.cli.stability_test import stability_test
 from latent_drift.errors import LatentDriftError
 
 FAILED = 2
@@ -14,6 +15,7 @@ FAILED = 2
 
 app = typer.Typer(name="latent-drift", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(config_app, name="config")
+app.command(name="stability-test")(stability_test)
 
 
 def _show_version(asked: bool) -> None:

@@ -40,14 +40,15 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "stiffness": ("solver_step_bound", "stiffness_report"),
     "quantization": ("quantization_report",),
     "batchnorm": ("check_batchnorm",),
-    "precision_drift": ("precision_drift",),
+    "precision_comparison": ("precision_drift",),
     "flow": ("GradientFlow", "analyze_gradient_flow"),
     "plots": ("plot_activation_statistics", "plot_gradient_flow", "plot_spectra"),
     "training": ("stable_training_step", "train_with_stability"),
     "recurrent": ("train_rnn_stable",),
     "diagnosis.diagnose": ("diagnose",),
     "diagnosis.fault": ("Diagnosis", "Fault"),
-    "assertions": ("assert_finite", "assert_in_range", "assert_normalized", "assertions", "assertions_enabled", "set_assertions"),
+    "tester": ("StabilityReport", "StabilityTester", "Subject"),
+    "numerical_assertions": ("assert_finite", "assert_in_range", "assert_normalized", "assertions", "assertions_enabled", "set_assertions"),
 }
 _EXPORTS: dict[str, str] = {name: f"latent_drift.stability.{module}" for module, names in _MODULES.items() for name in names} | {
     # Defined below the toolbox, where run time shares them.

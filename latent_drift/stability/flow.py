@@ -35,7 +35,7 @@ class GradientFlow(dict[str, dict[str, float]]):
 
     def _typical(self) -> float:
         norms = sorted(row["norm"] for row in self.values() if math.isfinite(row["norm"]) and row["norm"] > 0)
-        return norms[len(norms) // 2] if norms else 0.0
+        return norms[(len(norms) - 1) // 2] if norms else 0.0
 
     @property
     def vanishing(self) -> list[str]:

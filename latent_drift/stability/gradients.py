@@ -270,7 +270,7 @@ def normalize_gradients(parameters: Parameters, norm: float = 1.0, per_parameter
     before = global_norm(gradients)
     changed = False
     for group in [[g] for g in gradients] if per_parameter else [gradients]:
-        size = global_norm(group)
+        size = math.hypot(*(global_norm([g]) for g in group))  # each scaled by itself: tiny squares do not vanish
         if math.isfinite(size) and size > 0 and size != norm:
             _scale_exactly(group, norm, size)
             changed = True

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latent_drift.config.active import active
 from latent_drift.errors import UsageError
 from latent_drift.numerics import gaussian
 from latent_drift.numerics.bounds import clamp, soft_clamp
@@ -61,7 +60,7 @@ def stable_cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean
     True
     """
     require_real(logits, "stable_cross_entropy", "logits")
-    policy = active().losses.nonfinite_elements
+    policy = settings_for(logits, "stable_cross_entropy").nonfinite_losses
     dtype, wide = logits.dtype, accumulation_dtype(logits.dtype)
     dim = 1 if logits.dim() > 1 else 0
     classes = logits.shape[dim] if logits.dim() else 0
@@ -88,7 +87,9 @@ def stable_cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean
         counted = counted & ~lost
         element = torch.where(lost, torch.zeros_like(element), element)
     if reduction == "mean":
-        return saturating_cast(element.sum() / counted.sum().clamp(min=1), dtype)
+        element, reduction = element.sum() / counted.sum().clamp(min=1), "none"
+    if policy == "leave":
+        return (element.sum() if reduction == "sum" else element).to(dtype)
     return _reduced(element, reduction, dtype, "stable_cross_entropy")
 
 

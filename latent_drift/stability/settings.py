@@ -27,6 +27,7 @@ class DtypeSettings(NamedTuple):
     logvar_min: float
     logvar_max: float
     empty_rows: EmptyRows
+    nonfinite_losses: str
 
 
 def settings(dtype: torch.dtype) -> DtypeSettings:
@@ -51,6 +52,7 @@ def settings(dtype: torch.dtype) -> DtypeSettings:
         logvar_min=precision.log_variance_min,
         logvar_max=precision.log_variance_max,
         empty_rows=_EMPTY_ROWS[config.softmax.empty_rows],
+        nonfinite_losses=config.losses.nonfinite_elements,
     )
 
 

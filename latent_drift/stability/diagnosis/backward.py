@@ -39,7 +39,7 @@ def unreached(model: nn.Module, gradients: dict[str, Tensor | None], executed: C
             Fault(
                 "detached_graph",
                 detached[-1],
-                f"{len(detached)} layer{'s' * (len(detached) > 1)} took part and got no gradient: {', '.join(detached[:5])}{', ...' if len(detached) > 5 else ''}",
+                f"{len(detached)} of the layers that took part got no gradient: {', '.join(detached[:5])}{', ...' if len(detached) > 5 else ''}",
                 "Look behind the last of them for .detach(), .item(), .data, numpy, argmax, or no_grad",
             )
         )

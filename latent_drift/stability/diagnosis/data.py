@@ -108,7 +108,7 @@ def labels_without_signal(inputs: Any, labels: Any, model_accuracy: float | None
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1 or len(labels) < _SAMPLES_FOR_LABELS:
         return []
     x = _features(inputs, len(labels))
-    classes = labels.unique()
+    classes = torch.unique(labels)
     if x is None or len(classes) < 2:
         return []
     n = len(labels)

@@ -70,13 +70,13 @@ def run_trial(
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]) or not loss.requires_grad:
             break
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
     accuracy = None
     if held_out is not None and math.isfinite(losses[-1]):
         copied.eval()
         with torch.no_grad():
-            logits = logits_of(evaluate(copied, *held_out, loss_fn).output, held_out[1])
+            logits = logits_of(evaluate(copied, held_out[0], held_out[1], loss_fn).output, held_out[1])
         if logits is not None:
             accuracy = float((logits.argmax(1) == held_out[1]).double().mean())
     return Trial(losses, accuracy)
