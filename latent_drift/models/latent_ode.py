@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from latent_drift.config import StabilityConfig, load
 from latent_drift.errors import UsageError
+from latent_drift.models.distributed import all_reduce
 from latent_drift.models.encoder import DeterministicEncoder
 from latent_drift.models.goodness_of_fit import latent_normality_test
 from latent_drift.models.observation import DiscreteObservation
@@ -189,13 +190,15 @@ class DeterministicLatentODE(nn.Module):
         first, m, log_s = z[:, 0].float(), prior.m.float(), prior.log_s.float()
         low, high = prior.log_scale_bounds
         with torch.no_grad():
-            if first.shape[0] == 0:
-                centre, slope = m, torch.zeros_like(log_s)
-            else:
-                centre = first.mean(0, keepdim=True)
-                log_variance = (first - m).square().mean(0, keepdim=True).log()
-                slope = 1.0 - (log_variance - 2.0 * log_s.clamp(low, high)).clamp_max(math.log(LARGEST_VARIANCE_RATIO)).exp()
-                slope = slope.masked_fill(((log_s <= low) & (slope > 0)) | ((log_s >= high) & (slope < 0)), 0.0)  # not further out
+            # sums over all ranks, so that several processes fit the prior that one would
+            sums = all_reduce(torch.stack([first.sum(0), (first - m).square().sum(0), first.new_full(first.shape[1:], first.shape[0])]), op="SUM")
+            total, squares, count = sums.unsqueeze(1)
+            here = count > 0
+            centre = torch.where(here, total / count.clamp_min(1.0), m)
+            log_variance = (squares / count.clamp_min(1.0)).log()
+            slope = 1.0 - (log_variance - 2.0 * log_s.clamp(low, high)).clamp_max(math.log(LARGEST_VARIANCE_RATIO)).exp()
+            further_out = ((log_s <= low) & (slope > 0)) | ((log_s >= high) & (slope < 0))
+            slope = slope.masked_fill(further_out | ~here, 0.0)
         location = F.smooth_l1_loss(m, centre, reduction="none")
         scale = log_s * slope
         forecast = (self.predictor(z[:, :-1]) - self.encoder.local_smooth(z)[:, 1:]).abs()
