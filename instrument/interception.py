@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,16 @@ class Replacement:
     installed: Any
 
     def undo(self) -> bool:
-        """Restore the owner exactly; False if somebody else had patched the name on top of ours meanwhile."""
-        ours = vars(self.owner).get(self.name, _ABSENT) is self.installed
+        """Restore the owner exactly; False if somebody else had patched the name on top of ours meanwhile.
+
+        The first torch.compile of a process marks LBFGS.step and SparseAdam.step as not to be traced, once and for all. If that happened
+        while ours stood there, the original gets that mark.
+        """
+        current = vars(self.owner).get(self.name, _ABSENT)
+        ours = current is self.installed
+        if getattr(current, "_torchdynamo_orig_callable", None) is self.installed and self.before is not _ABSENT:
+            setattr(self.owner, self.name, torch._dynamo.disable(self.before, reason=current._torchdynamo_disable_msg))
+            return True
         if self.before is not _ABSENT:
             setattr(self.owner, self.name, self.before)
         elif self.name in vars(self.owner):

@@ -1,16 +1,31 @@
-"""What TorchScript has to be told: that a stand-in is the operator it stands for.
+"""What TorchScript, Dynamo and torch.overrides have to be told: that a stand-in is the operator it stands for.
 
-`torch.jit.script` finds operators in a table keyed by the identity of functions, built on first use from the names in torch's modules. Built
-while stand-ins hold those names it would miss the originals for good, so it is built before anything is replaced.
+They find operators in tables keyed by the identity of functions, built on first use from the names in torch's modules (Dynamo's by the first
+optimizer of a process). Built while stand-ins hold those names they would miss the originals for good, so they are built before anything is
+replaced. Importing Dynamo takes a second that every script with an optimizer pays anyway.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from torch import overrides
+from torch._dynamo import trace_rules
+from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
 from torch.jit import _builtins
 
 from instrument.interception import Replacement
+
+_BUILT_ON_FIRST_USE: tuple[Callable[[], Any], ...] = (
+    trace_rules.get_torch_obj_rule_map,
+    trace_rules.get_tensor_method,
+    TorchInGraphFunctionVariable._get_handlers,
+    overrides.get_ignored_functions,
+    overrides.get_default_nowrap_functions,
+    overrides.get_testing_overrides,
+    overrides._get_overridable_functions,
+)
 
 
 def _table() -> dict[int, str]:
@@ -19,8 +34,10 @@ def _table() -> dict[int, str]:
 
 
 def prepare() -> None:
-    """Build the table while torch's names still are torch's own."""
+    """Build the tables while torch's names still are torch's own."""
     _table()
+    for build in _BUILT_ON_FIRST_USE:
+        build()
 
 
 def register(replacements: list[Replacement]) -> None:

@@ -129,7 +129,9 @@ def _judged(case: Case, before: Outcome, after: Outcome, events: list[str], *, r
     strict = is_strict(case)
     finite = before.finite_levels
     counted = len(before.levels) if strict else finite
-    figures = Figures(samples=1, compared=int(counted > 0), gradients=int(counted > 1), second_gradients=int(counted > 2), errors=int(before.error is not None))
+    figures = Figures(
+        samples=1, compared=int(counted > 0), gradients=int(counted > 1), second_gradients=int(counted > 2), errors=int(before.error is not None)
+    )
     found = disagreement(before, after, strict=strict)
     if found is None and events and finite == len(before.levels) and before.error is None and is_finite(case.args):
         found = f"an alarm about finite numbers: {events[0]}"

@@ -51,7 +51,9 @@ def test_there_are_scripts_of_every_kind() -> None:
 def test_healthy_scripts_print_the_same_bytes_and_log_nothing(profile: str, plain: Results, tmp_path: Path, record_figures: Any) -> None:
     guarded = _run_all(tmp_path, json.dumps({"profile": profile}))
     events = {name: found["events"] for name, found in guarded.items() if found["events"]}
-    record_figures(f"healthy scripts, {profile}", scripts=len(guarded), events=sum(map(len, events.values())), differing=len(_changed(plain, guarded)))
+    record_figures(
+        f"healthy scripts, {profile}", scripts=len(guarded), events=sum(map(len, events.values())), differing=len(_changed(plain, guarded))
+    )
     assert [name for name, found in guarded.items() if found["status"] != 0] == []
     assert events == {}
     assert _changed(plain, guarded) == []
@@ -74,7 +76,9 @@ def test_under_train_only_logged_clips_make_a_difference(plain: Results, tmp_pat
     guarded = _run_all(tmp_path, json.dumps({"profile": "train"}))
     clipped = {name for name, found in guarded.items() if any(event[1] == "clipped" for event in found["events"])}
     others = {name: found["events"] for name, found in guarded.items() if any(event[1] != "clipped" for event in found["events"])}
-    record_figures("healthy scripts, train", scripts=len(guarded), clipped=len(clipped), other_events=len(others), differing=len(_changed(plain, guarded)))
+    record_figures(
+        "healthy scripts, train", scripts=len(guarded), clipped=len(clipped), other_events=len(others), differing=len(_changed(plain, guarded))
+    )
     assert others == {}
     assert clipped, "none of the scripts was clipped, so this shows nothing"
     assert set(_changed(plain, guarded)) <= clipped

@@ -87,7 +87,12 @@ def test_modules_keep_their_bits(dtype: torch.dtype, record_figures: Any) -> Non
             compared += before.finite_levels > 0
             gradients += before.finite_levels > 1
     record_figures(
-        f"module_db {dtype}", entries=entries, that_reach_a_guard=len(reaching), calls_compared=compared, with_gradients=gradients, differing=len(differing)
+        f"module_db {dtype}",
+        entries=entries,
+        that_reach_a_guard=len(reaching),
+        calls_compared=compared,
+        with_gradients=gradients,
+        differing=len(differing),
     )
     assert differing == []
     assert compared > 100

@@ -156,7 +156,9 @@ def test_optimizers_refuse_the_same_arguments_in_the_same_words(record_figures: 
             return type(raised).__name__, str(raised)
         return None
 
-    pairs = [(i, e) for i in databases.optimizers() if i.optim_error_inputs_func for e in i.optim_error_inputs_func(device="cpu", dtype=torch.float32)]
+    pairs = [
+        (i, e) for i in databases.optimizers() if i.optim_error_inputs_func for e in i.optim_error_inputs_func(device="cpu", dtype=torch.float32)
+    ]
     plain = [refusal(*pair) for pair in pairs]
     with instrument.stable("1.0.0", profile="guard"):
         guarded = [refusal(*pair) for pair in pairs]

@@ -199,7 +199,13 @@ def test_layouts_pass_through(kind: str) -> None:
     def work() -> list[Any]:
         x = LAYOUTS[kind](inputs())
         results = [outcome(lambda name=name: getattr(torch, name)(x)) for name in UNARY]
-        results += [outcome(lambda: torch.softmax(x, -1)), outcome(lambda: x / 2.0), outcome(lambda: x.norm()), outcome(lambda: x**2), outcome(lambda: x / x)]
+        results += [
+            outcome(lambda: torch.softmax(x, -1)),
+            outcome(lambda: x / 2.0),
+            outcome(lambda: x.norm()),
+            outcome(lambda: x**2),
+            outcome(lambda: x / x),
+        ]
         results += [outcome(lambda: torch.relu(x)), outcome(lambda: torch.clone(x))]
         return [*results, outcome(lambda: torch.sparse.softmax(x, 1)), outcome(lambda: torch.nn.functional.log_softmax(x, -1))]
 
