@@ -41,6 +41,10 @@ class _Deferred:
     shape: tuple[int, ...]
 
 
+CONSEQUENCES = frozenset({"NS506", "NS507", "NS508", "NS509"})
+"""Findings that say that something went wrong before them."""
+
+
 @dataclass(slots=True)
 class Tally:
     """Counts of a run: optimizer steps taken, skipped, skipped in a row, and clipped."""
@@ -73,6 +77,7 @@ class Run:
         self._births = Births()
         self._blamed = False
         self._explained = False
+        self._first_cause: Event | None = None
         self.watch = Watch(config.anomaly.watch_steps)
         self._deferred: list[_Deferred] = []
         self._lock = threading.Lock()
@@ -162,7 +167,8 @@ class Run:
         origin = self._births.origin()
         if origin is not None:
             self._explained = True
-            self.log.record(self._event(origin.code, "observed", origin.op, origin.message, origin.site, None, origin.facts))
+            event = self.log.record(self._event(origin.code, "observed", origin.op, origin.message, origin.site, None, origin.facts))
+            self._first_cause = self._first_cause or event
             self.watch.finish()
         elif not self._fired and not self._explained:
             self.watch.start(self)
@@ -247,13 +253,22 @@ class Run:
         return tuple(self.log)
 
     @property
+    def first_cause(self) -> Event | None:
+        """The event that began it: where the first bad number that spoiled a step was born; else the first place that had to be mended; else the
+        first gradient that was too large. None where nothing happened."""
+        if self._first_cause is not None:
+            return self._first_cause
+        events = self.events
+        return next((e for e in events if e.code not in CONSEQUENCES), None) or next(iter(events), None)
+
+    @property
     def interventions(self) -> int:
         """How many times a number was altered."""
         return sum(event.count for event in self.events if event.repaired)
 
     def summary(self) -> str:
         """A table for the terminal: what was done, where, how often."""
-        return summary_table(self.events, self.facts())
+        return summary_table(self.events, self.facts(), self.first_cause)
 
     def facts(self) -> dict[str, Any]:
         """Counts and identity of the run, as in summary.json."""
@@ -266,6 +281,7 @@ class Run:
             "overrides": dict(_plain_items(self.config.overrides)),
             **asdict(self.tally),
             "watched_steps": self.watch.steps,
+            "first_cause": None if self.first_cause is None else self.first_cause.where,
             "events": len(self.log),
             "events_dropped": self.log.dropped,
             "interventions": self.interventions,

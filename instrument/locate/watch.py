@@ -79,12 +79,13 @@ class Watching(TorchFunctionMode):
             return function(*args, **kwargs)
         before = [x for x in tensors_in((args, kwargs)) if is_bad(x)]
         nan_before = any(bool(torch.isnan(x.detach()).any()) for x in before)
-        for x in before:
-            if id(x) not in self._met:
-                self._came_in(run, name, x)
         result = function(*args, **kwargs)
         for out in tensors_in(result):
             if is_bad(out):
+                # Only what passes something bad on counts: selecting the good rows of a table with a hole is fine.
+                for x in before:
+                    if id(x) not in self._met:
+                        self._came_in(run, name, x)
                 self._met[id(out)] = out
                 if not before or (not nan_before and bool(torch.isnan(out.detach()).any())):
                     self._born(run, function, name, out, args, kwargs)

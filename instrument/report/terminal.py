@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,8 +25,20 @@ def _place(event: Event) -> str:
     return f"{shown_path(event.file)}:{event.line}" if event.file is not None else "(no Python line)"
 
 
-def summary_table(events: Sequence[Event], facts: Mapping[str, Any]) -> str:
-    """One line an event (code, action, count, steps, place), with the source line and message beneath; then the counts."""
+def source_around(event: Event, reach: int = 2) -> list[str]:
+    """The event's source line with the lines around it, as far as the file can be read."""
+    if event.file is None or event.line is None:
+        return []
+    found = []
+    for number in range(max(1, event.line - reach), event.line + reach + 1):
+        text = linecache.getline(event.file, number).rstrip("\n")
+        if text or number == event.line:
+            found.append(f"      {'>' if number == event.line else ' '} {number:>5} | {text or event.source or ''}")
+    return found
+
+
+def summary_table(events: Sequence[Event], facts: Mapping[str, Any], first_cause: Event | None = None) -> str:
+    """One line an event (code, action, count, steps, place), with the source line and message beneath; then the first cause and the counts."""
     lines = [f"latent-drift {facts['config']}"]
     if not events:
         lines.append(f"  nothing had to be done in {facts['steps']} optimizer steps ({facts['intercepted']} operations were guarded)")
@@ -40,6 +53,9 @@ def summary_table(events: Sequence[Event], facts: Mapping[str, Any]) -> str:
             lines.append(f"      {event.message}" + (f" [{event.module}]" if event.module else ""))
             if event.minimum is not None and event.maximum is not None and event.dtype is not None:
                 lines.append(f"      input {event.dtype}{list(event.shape or ())} in [{event.minimum:.4g}, {event.maximum:.4g}]")
+        if first_cause is not None:
+            lines.append(f"  first cause: {_place(first_cause)}  {first_cause.code} {first_cause.name}: {FINDINGS[first_cause.code].summary}")
+            lines += source_around(first_cause)
         lines.append("  remedies")
         for code in dict.fromkeys(e.code for e in events):
             lines.append(f"      {code}: {FINDINGS[code].remedy}")
