@@ -97,7 +97,8 @@ class FlatWeights:
         A gradient that is not finite changes nothing (and lowers the loss scale). Parameters without a gradient count as having zeros.
         """
         with torch.no_grad():
-            gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1).to(self._vector.dtype) for p in self._parameters])
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+            gradient = torch.cat([g.view(-1) for g in map(torch.Tensor.contiguous, gradients)]).to(self._vector.dtype)
             if is_dist_avail_and_initialized():
                 gradient = all_reduce(gradient, op="AVG")  # what DistributedDataParallel has averaged before stays as it is
             if self.loss_scale != 1.0:

@@ -239,7 +239,7 @@ class RaccoonLogClassifier(nn.Module):
         else:
             z = z0
             for t0, t1 in pairwise(SDE_TIMES):
-                t, dt = z.new_full((1, 1), t0), t1 - t0
+                t, dt = z.new_full((z.shape[0], 1), t0), t1 - t0
                 if noisy:
                     drift, diffusion = self.dynamics(z, t)
                     z = euler_maruyama_step(z, drift, diffusion, dt, math.sqrt(dt), torch.randn_like(z))

@@ -107,8 +107,9 @@ class RaccoonDynamics(nn.Module):
         return lowest * torch.exp(above_lowest)
 
     def _inputs(self, z: Tensor, t: Tensor) -> Tensor:
-        t = torch.as_tensor(t, dtype=z.dtype, device=z.device)
-        return torch.cat([z, t.reshape(-1, 1).expand(z.shape[0], 1)], dim=-1)
+        if t.shape != (z.shape[0], 1) or t.dtype != z.dtype:
+            t = torch.as_tensor(t, dtype=z.dtype, device=z.device).reshape(-1, 1).expand(z.shape[0], 1)
+        return torch.cat([z, t], dim=-1)
 
 
 _HALF_PI: Final = 1.5707964

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from typing import Final
 
 _RANGE: Final = 300.0
@@ -20,7 +21,8 @@ class SamplingTree:
 
     def __init__(self) -> None:
         self._capacity = 1
-        self._sums = [0.0, 0.0]  # node k has the children 2k and 2k + 1; leaf i is node capacity + i
+        # Node k has the children 2k and 2k + 1, leaf i is node capacity + i; an array, so that a large tree stays in cache.
+        self._sums = array("d", [0.0, 0.0])
         self._scores: list[float] = []
         self._reference = 0.0
 
@@ -72,7 +74,7 @@ class SamplingTree:
 
     def _rebuild(self) -> None:
         capacity = self._capacity
-        sums = [0.0] * (2 * capacity)
+        sums = array("d", bytes(16 * capacity))
         for leaf, score in enumerate(self._scores):
             sums[capacity + leaf] = math.exp(score - self._reference)
         for node in range(capacity - 1, 0, -1):

@@ -94,7 +94,6 @@ def test_unsure_items_of_a_new_class_stay():
         return sum(int(label) == 3 for _, label in model.memory.buffer)
 
     assert remembered(classifier(memory_size=80)) == 20  # a quarter of the memory
-    assert remembered(classifier(memory_size=80, legacy_compat=True)) < 20
 
 
 def test_replayed_messages_get_their_new_scores(trained):

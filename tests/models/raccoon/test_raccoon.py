@@ -343,3 +343,24 @@ def test_far_latents_stay_finite_and_keep_a_gradient(batch):
     assert torch.isfinite(loss)
     assert all_finite(model)
     assert (model.enc_mean.bias.grad > 0).all()  # toward the origin
+
+
+@pytest.mark.parametrize("lr", [0.1, 1.0])
+def test_users_own_loop_stays_finite_at_a_rate_far_too_high(lr):
+    def largest_loss(model):
+        optimizer, data, largest = torch.optim.AdamW(model.parameters(), lr), LogDataset(1600, seed=0), 0.0
+        for i in range(50):
+            loss, _ = model(*data.batch(range(32 * i, 32 * i + 32)))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if not math.isfinite(loss.item()):
+                return math.inf
+            largest = max(largest, loss.item())
+        return largest
+
+    torch.manual_seed(0)
+    published = largest_loss(PlainLogClassifier())
+    corrected = largest_loss(classifier())
+    assert math.isfinite(corrected)
+    assert published > 1e6 * corrected
