@@ -9,7 +9,7 @@ import libcst as cst
 
 from patches import dtypes, flow, masking
 from patches import matching as m
-from patches.edits import AddImport, Edit, Replace, Unfixable
+from patches.edits import AddImport, AddLines, Edit, Replace, Unfixable
 from patches.rules.base import AbstractRule, Hit
 from patches.source import Source
 
@@ -99,7 +99,8 @@ def _fix(source: Source, found: masking.Fill, softmax: m.Operation) -> tuple[Edi
     bound = isinstance(softmax.input, cst.Name) and (
         _is_behind_fills(source, found.node, _bound(source, softmax.input)) or _is_statement(source, found, softmax.input)
     )
-    if not (direct or bound) or not m.is_pure(source, found.mask) or not flow.is_stable(source, found.mask, softmax.node):
+    zeroed = () if direct or bound else _zeroed_under_the_test(source, found, softmax)
+    if not (direct or bound or zeroed) or not m.is_pure(source, found.mask) or not flow.is_stable(source, found.mask, softmax.node):
         raise Unfixable("the scores change shape or value between the fill and the softmax, or the mask does")
     base = found.scores
     while (inner := masking.fill(source, base)) is not None and not inner.inplace:
@@ -114,7 +115,37 @@ def _fix(source: Source, found: masking.Fill, softmax: m.Operation) -> tuple[Edi
     if direct:
         return (Replace(softmax.node, f"{m.rewritten(source, softmax.node, parts)}.masked_fill({mask}, 0.0)"), *extra, *imports)
     filled = Replace(found.node, m.rewritten(source, found.node, parts))
+    if zeroed:
+        test, name = zeroed
+        lines = (f"if {test}:", f"{source.module.default_indent}{name} = {name}.masked_fill({mask}, 0.0)")
+        return (filled, AddLines(softmax.node, lines, "after"), *extra, *imports)
     return (filled, Replace(softmax.node, f"{m.rewritten(source, softmax.node, {})}.masked_fill({mask}, 0.0)"), *extra, *imports)
+
+
+def _zeroed_under_the_test(source: Source, found: masking.Fill, softmax: m.Operation) -> tuple[str, str] | tuple[()]:
+    """The test under which the fill runs and the name that the softmax gets, where the softmax runs with and without it:
+
+    if mask is not None:
+        scores = scores.masked_fill(mask, -inf)
+    weights = softmax(scores)
+    """
+    inside, outside = source.branches_of(found.node), source.branches_of(softmax.node)
+    statement = source.parents.get(softmax.node)
+    if len(inside) != len(outside) + 1 or inside[: len(outside)] != outside or not isinstance(softmax.input, cst.Name):
+        return ()
+    if not isinstance(statement, cst.Assign) or len(statement.targets) != 1 or not isinstance(statement.targets[0].target, cst.Name):
+        return ()
+    condition, arm = inside[-1]
+    if not isinstance(condition, cst.If) or arm != "body" or condition.orelse is not None or not m.is_pure(source, condition.test):
+        return ()
+    reaching = flow.reaching(source, softmax.input)
+    if not reaching or not flow.is_stable(source, condition.test, softmax.node):
+        return ()
+    last = max(reaching, key=lambda binding: binding.order)
+    in_place = found.inplace and _reads_after(source, found, softmax.input) and isinstance(source.parents.get(found.node), cst.Expr)
+    if not in_place and (last.value is None or last.kind != "assign" or not _is_behind_fills(source, found.node, last.value)):
+        return ()
+    return m.argument(source, condition.test), statement.targets[0].target.value
 
 
 def _bound(source: Source, name: cst.Name) -> cst.BaseExpression:
