@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
-import resource
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -79,13 +79,21 @@ def legacy_step_error() -> Row:
     return Row(AREA, "ODE training step: loss and gradients against full tensors", error, error, error, 1, bar=1e-5, unit="relative")
 
 
+def _high_water() -> float:
+    """Peak resident memory of this process in GiB (Linux); ru_maxrss would include what the parent once held."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 2**20
+    raise RuntimeError("no VmHWM in /proc/self/status")
+
+
 def _peak(ours: bool, pipe: multiprocessing.connection.Connection) -> None:
     torch.set_num_threads(1)
     step = _step(ours)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _high_water()
     step()
     step()
-    pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+    pipe.send(_high_water() - before)
 
 
 def peak_memory(ours: bool) -> float:
