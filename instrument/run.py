@@ -169,7 +169,7 @@ class Run:
             self._explained = True
             event = self.log.record(self._event(origin.code, "observed", origin.op, origin.message, origin.site, None, origin.facts))
             self._first_cause = self._first_cause or event
-            self.watch.finish()
+            self.watch.finish(mend=self.policy.act and origin.code == "NS805")
         elif not self._fired and not self._explained:
             self.watch.start(self)
         new = self._fired - self._armed

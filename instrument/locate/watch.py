@@ -8,6 +8,7 @@ nothing otherwise. It sees the thread that failed, and operations that are calle
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,7 @@ class Watching(TorchFunctionMode):
         self._met: dict[int, Tensor] = {}  # bad tensors of this step whose origin is known; kept alive so that ids stay theirs
         self._hooked: set[Any] = set()
         self.done = False
+        self.mending = False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The call itself, then the look."""
@@ -77,6 +79,8 @@ class Watching(TorchFunctionMode):
         run = self._run()
         if self.done or run is None or name in _COPYING or (_STEPPING and not torch.is_grad_enabled()):
             return function(*args, **kwargs)
+        if self.mending:
+            return self._mended(run, name, function(*args, **kwargs), args, kwargs)
         before = [x for x in tensors_in((args, kwargs)) if is_bad(x)]
         nan_before = any(bool(torch.isnan(x.detach()).any()) for x in before)
         result = function(*args, **kwargs)
@@ -92,6 +96,44 @@ class Watching(TorchFunctionMode):
             if is_plain(out) and out.grad_fn is not None:
                 self._check_backward(run, name, out.grad_fn)
         return result
+
+    def _mended(self, run: Run, name: str, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """At the lines that spoiled a step, a non-finite result is bounded at the root of the dtype's largest number (NaN at 0), without gradient
+        there, and the gradient that leaves an operation is kept finite. Everywhere else nothing is touched."""
+        if not isinstance(result, Tensor) or not is_plain(result):
+            return result
+        bad = is_bad(result)
+        if not bad and result.grad_fn is None:
+            return result
+        site = run.site()
+        if not run.is_armed(site):
+            return result
+        if bad:
+            run.note("NS805", "bounded", name, site=site, x=result, message=f"the result of {name} is not finite; it was bounded", fired=True)
+            root = math.sqrt(torch.finfo(result.dtype).max)
+            mend = result.nan_to_num_ if any(result is x for x in args) else result.nan_to_num
+            result = mend(nan=0.0, posinf=root, neginf=-root)
+        if result.grad_fn is not None:
+            for node in (result.grad_fn, *(n for n, _ in result.grad_fn.next_functions if n is not None)):
+                if node not in self._hooked and "AccumulateGrad" not in node.name():
+                    self._hooked.add(node)
+                    node.register_hook(self._keep_finite(name, site))
+        return result
+
+    def _keep_finite(self, name: str, site: Any) -> Any:
+        reference = self._run
+
+        def keep(grad_inputs: tuple[Tensor | None, ...], grad_outputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
+            run = reference()
+            bad = [g for g in grad_inputs if g is not None and is_bad(g)]
+            if run is None or not bad or self.done:
+                return None
+            run.note(
+                "NS805", "neutralised", f"{name} backward", site=site, x=bad[0], message=f"non-finite gradient of {name} was set to 0", fired=True
+            )
+            return tuple(g if g is None or not is_plain(g) else g.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for g in grad_inputs)
+
+        return keep
 
     def _born(self, run: Run, function: Any, name: str, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = [x for x in tensors_in((args, kwargs)) if is_plain(x) and x.numel()]
@@ -160,7 +202,12 @@ class Watch:
     @property
     def is_on(self) -> bool:
         """Whether operations are being watched."""
-        return self._mode is not None and not self._mode.done
+        return self._mode is not None and not self._mode.done and not self._mode.mending
+
+    @property
+    def mends(self) -> bool:
+        """Whether the lines that spoiled a step are being mended."""
+        return self._mode is not None and self._mode.mending
 
     def start(self, run: Run) -> bool:
         """Begin watching if there is budget left and no other mode is in the way (modes are a stack: one that somebody closes later must stay
@@ -178,18 +225,23 @@ class Watch:
         self._step_began = False
         return True
 
-    def finish(self) -> None:
-        """The origin is known: look no further. The mode itself is taken off where that can be done."""
-        if self._mode is not None:
+    def finish(self, *, mend: bool) -> None:
+        """The origin is known: look no further. The mode itself is taken off where that can be done, or stays to `mend` what is born there: an
+        operation that no guard covers can only be bounded from here."""
+        if self._mode is not None and not self._mode.mending:
             self.steps += self._step_began
-            self._mode.done = True
+            self._mode.forget_step()
+            self._mode.mending = mend
+            self._mode.done = not mend
             self.settle()
 
     def step_finished(self) -> None:
         """Count a watched step; stop when the budget is spent."""
         if self._mode is None:
             return
-        if not self._mode.done:
+        if self._mode.mending:
+            self._mode.forget_step()
+        elif not self._mode.done:
             self.steps += self._step_began
             self._step_began = True
             self._mode.forget_step()

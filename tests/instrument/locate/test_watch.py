@@ -106,6 +106,14 @@ def test_a_healthy_script_is_never_watched():
     assert run.events == ()
 
 
+@pytest.mark.parametrize("case", ["product", "matmul", "own", "kept", "mask"])
+def test_the_line_is_mended_from_then_on(case):
+    run = train(CASES[case][0], steps=6)
+    assert run.tally.skipped_in_a_row == 0, run.summary()
+    assert any(e.action in ("bounded", "neutralised") and e.line == line_of(f"birth: {case}") for e in run.events)
+    assert torch._C._len_torch_function_stack() == 0
+
+
 def test_watching_ends_when_the_origin_is_known_and_within_its_budget():
     run = train(overflow_in_a_product, steps=8)
     assert run.watch.steps == 1
