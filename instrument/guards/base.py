@@ -68,14 +68,13 @@ def mimic(original: Function, spelling: Spelling) -> Callable[[Function], Functi
     """
 
     def decorate(function: Function) -> Function:
-        functools.update_wrapper(function, original, assigned=("__name__", "__doc__", "__qualname__", "__annotations__"))
-        if getattr(original, "__module__", None) is None or isinstance(spelling.owner, type):
-            owner_name = spelling.owner.__name__
-            is_class = isinstance(spelling.owner, type)
-            function.__module__ = "torch" if is_class else owner_name
-            function.__qualname__ = f"{owner_name}.{spelling.name}" if is_class else spelling.name
-        else:
-            function.__module__ = original.__module__
+        functools.update_wrapper(function, original, assigned=("__name__", "__doc__", "__annotations__"))
+        # pickle looks a function up by these two and wants to find it there: at the place that is replaced, which is not always the one that
+        # the original names (torch.exp calls itself torch._VariableFunctionsClass.exp).
+        owner = spelling.owner
+        is_class = isinstance(owner, type)
+        function.__module__ = owner.__module__ if is_class else owner.__name__
+        function.__qualname__ = f"{owner.__qualname__}.{spelling.name}" if is_class else spelling.name
         function.__prepare_scriptable__ = lambda: original  # type: ignore[attr-defined]
         return function
 
