@@ -36,7 +36,8 @@ class EpsZeroHalf(AbstractRule):
     Fix safety: safe. `tiny` is 1.2e-38 in float32 and bfloat16 and 2.2e-308 in float64: the larger of the two
     is the old constant there, bit for bit. In float16, where the constant was 0, it becomes 6.1e-5. That
     makes the quotient finite; a float16 gradient of 1 / x at 0 no epsilon makes finite: compute it in float32.
-    Where the value may be an integer, for which torch.finfo raises, nothing is written.
+    Where the value may be an integer, for which torch.finfo raises, the dtype asked for is that of the sum:
+    `torch.finfo(torch.result_type(x, 1e-8)).tiny`.
 
     References: IEEE 754-2019 binary16; F.normalize with its default eps is NaN for a zero float16 vector.
     """
@@ -57,20 +58,42 @@ class EpsZeroHalf(AbstractRule):
             return
         guarded, epsilon, at = found
         value = m.value_of(source, guarded)
-        if value.kind in ("number", "integer", "numpy", "other", "module") or value.low > _FAR_FROM_ZERO or value.dtype in ("float64", "float32"):
+        if (
+            value.kind in ("number", "integer", "numpy", "other", "module")
+            or value.low > _FAR_FROM_ZERO
+            or value.dtype in ("float64", "float32")
+            or value.is_integer
+        ):
             return
         if not dtypes.is_float16_in_sight(source) and (value.origin in ("noise", "constant") or _is_norm(source, guarded)):
             return  # the audit's list, read without half in sight: under a norm, or for what the code itself makes, the guard does no harm (E1)
-        if value.is_integer or m.no_grad_at(source, node) or not m.is_tensor(source, guarded):
+        if m.no_grad_at(source, node) or not _is_tensor(source, guarded, node) or _is_no_guard(source, epsilon, guarded, node):
             return
-        if _is_no_guard(source, epsilon, guarded, node):
-            return
-        dtype = dtypes.carrier(source, guarded) if dtypes.is_floating(source, guarded) else None
+        dtype = dtypes.carrier(source, guarded)
         if dtype is None or _is_shared(source, epsilon, at):
             yield self.hit(at)
             return
         finfo = m.spell(source, node, "torch.finfo")
-        yield self.hit(at, *replace_with(epsilon, f"max({source.code(epsilon)}, {finfo.text}({dtype}.dtype).tiny)", finfo.needs_import))
+        needs = [finfo.needs_import]
+        text = f"{dtype}.dtype"
+        if not dtypes.is_floating(source, guarded):  # finfo raises for integers; what an epsilon makes of them is floating
+            result_type = m.spell(source, node, "torch.result_type")
+            needs.append(result_type.needs_import)
+            text = f"{result_type.text}({dtype}, {source.code(epsilon)})"
+        yield self.hit(at, *replace_with(epsilon, f"max({source.code(epsilon)}, {finfo.text}({text}).tiny)", *needs))
+
+
+def _is_tensor(source: Source, guarded: cst.BaseExpression, node: cst.CSTNode) -> bool:
+    """A tensor for certain, or by its place: a reduction, an operand beside a tensor, or anything unknown when the user says that it is float16."""
+    if m.is_tensor(source, guarded) or source.settings.dtype is not None:
+        return True
+    if m.operation(source, guarded, "sum", "mean", "std", "var", "max", "min", "prod", result_is_tensor=True) is not None:
+        return m.imports_torch(source)
+    parent = source.parents.get(node)
+    if isinstance(parent, cst.BinaryOperation):
+        return m.is_tensor(source, parent.left if parent.right is node else parent.right)
+    call = source.parents.get(parent) if isinstance(parent, cst.Arg) else None
+    return call is not None and m.operation(source, call, "log", "sqrt", "rsqrt", "log2", "log10", "reciprocal", "div") is not None
 
 
 def _is_epsilon(source: Source, node: cst.BaseExpression | None) -> bool:

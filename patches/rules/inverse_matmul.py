@@ -12,7 +12,7 @@ from patches.rules.base import AbstractRule, Hit
 from patches.source import Source
 
 _INVERSES = ("inverse", "linalg.inv", "inv")
-_SMALL = re.compile(r"^[KTRHE]\d?$|^[KTRH]_|intrinsic|extrinsic|camera|cam_|_cam|pose|homograph|transform|rotation|theta|affine", re.IGNORECASE)
+_SMALL = re.compile(r"^[TR]\d?$|^K\d$|^[TR]_|intrinsic|extrinsic|camera|cam_|_cam|pose|homograph|transform|rotation|theta|affine", re.IGNORECASE)
 """Matrices of geometry: 3 x 3 or 4 x 4, and as well-conditioned as the camera."""
 
 

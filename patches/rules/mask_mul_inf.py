@@ -46,7 +46,7 @@ class MaskMulInf(AbstractRule):
             if size is None or not math.isinf(size):
                 continue
             value = m.value_of(source, mask)
-            if value.low > 0 or value.high < 0 or value.kind in ("number", "integer", "numpy", "other") or not m.is_tensor(source, mask):
+            if value.low > 0 or value.high < 0 or value.kind in ("number", "integer", "numpy", "other") or not _is_mask(source, mask, value.kind):
                 return
             if not m.is_pure(source, mask) or "\n" in source.code(mask):
                 yield self.hit(node)
@@ -54,3 +54,7 @@ class MaskMulInf(AbstractRule):
             text = m.operand(source, mask)
             yield self.hit(node, *replace_with(node, f"({text} * 1.0).masked_fill({text} != 0, {source.code(infinity)})"))
             return
+
+
+def _is_mask(source: Source, node: cst.BaseExpression, kind: str) -> bool:
+    return m.is_tensor(source, node) or (kind == "unknown" and "mask" in source.code(node).lower() and m.imports_torch(source))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import libcst as cst
@@ -13,6 +14,7 @@ from patches.source import Source
 _WRITES = frozenset(
     "fill_ zero_ copy_ clamp_ add_ sub_ mul_ div_ masked_fill_ normal_ uniform_ index_fill_ exp_ log_ sqrt_ neg_ abs_ nan_to_num_".split()
 )
+_MASK_NAME = re.compile(r"(^|_)masks?(_|\d|$)")
 
 
 class MaskedWriteLost(AbstractRule):
@@ -71,6 +73,10 @@ def _copies(source: Source, index: cst.BaseSlice) -> bool:
         sides = (expression.left, *(target.comparator for target in expression.comparisons))
         return any(m.is_tensor(source, side) for side in sides)
     value = m.value_of(source, expression)
+    if value.kind in ("unknown", "tensor") and isinstance(expression, (cst.Name, cst.Attribute)):
+        name = expression.value if isinstance(expression, cst.Name) else expression.attr.value
+        if _MASK_NAME.search(name):
+            return True
     if value.kind == "tensor" and value.is_integer:
         return isinstance(expression, cst.Call) and value.dtype in ("bool", "int64") and not _is_scalar(source, expression)
     return False
