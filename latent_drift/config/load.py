@@ -158,8 +158,7 @@ class Foundation:
             if len(layers) > 1:
                 self.config(profile, layers[:-1])  # raises where an earlier layer is to blame
             raise
-        changed = {difference.path: difference.after for difference in compare(plain, config) if difference.only_in != "before"}
-        return config.model_copy(update={"overrides": FrozenMapping({**plain.overrides, **changed})})
+        return config.model_copy(update={"overrides": FrozenMapping({**plain.overrides, **_recorded(compare(plain, config), config)})})
 
 
 @dataclass(frozen=True)
@@ -230,6 +229,21 @@ def _foundation(statement: Statement | None, catalogue: Catalogue) -> tuple[Foun
         if not release.draft and not saved.draft:
             raise ConfigError(_hash_mismatch(statement.origin, saved.sha256, release))
     return Foundation.of_saved(saved), []  # of another installation, or of an earlier state of a draft: its own values are all there is
+
+
+def _recorded(changed: Iterable[Difference], config: StabilityConfig) -> dict[str, Any]:
+    """Differences as overrides by dotted path. Where another kind replaced a union, all of the new one is recorded:
+    a parameter that happens to have the value of its namesake in the old kind would be lost otherwise.
+    """
+    overrides: dict[str, Any] = {}
+    for difference in changed:
+        if difference.only_in == "before":
+            continue
+        overrides[difference.path] = difference.after
+        parent, _, name = difference.path.rpartition(".")
+        if name == KIND:
+            overrides |= {f"{parent}.{sibling}": value for sibling, value in at(config.values(), parent).items()}
+    return overrides
 
 
 def _with_whole_unions(changed: Iterable[Difference], config: StabilityConfig) -> dict[str, Any]:
