@@ -3,7 +3,7 @@ from torch.utils.checkpoint import checkpoint
 torch.manual_seed(0)
 l1 = nn.Linear(3, 3, bias=False); opt = torch.optim.SGD(l1.parameters(), lr=0.1)
 def block(x):
-    h = torch.relu(l1(x))
+    h = l1(x) ** 2
     return h.sum(1).sqrt()  # BIRTH
 for step in range(15):
     x = torch.randn(16, 3); x[0] = 0
