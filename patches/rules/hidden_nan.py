@@ -43,12 +43,19 @@ class HiddenNan(AbstractRule):
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:
         if isinstance(node, cst.Call):
             found = m.operation(source, node, "nan_to_num")
-            if found is not None and (_LOSS.search(_subject(source, found.input)) or _GRADIENT.search(_subject(source, found.input))):
+            if found is not None and (
+                _is_made_a_loss(source, node) or _LOSS.search(_subject(source, found.input)) or _GRADIENT.search(_subject(source, found.input))
+            ):
                 yield self.hit(node)
             return
         assert isinstance(node, cst.If)
         if _tests_loss(source, node.test) and _skips(source, node.body):
             yield self.hit(node.test)
+
+
+def _is_made_a_loss(source: Source, node: cst.Call) -> bool:
+    statement = source.parents.get(node)
+    return isinstance(statement, cst.Assign) and _LOSS.search(source.code(statement.targets[0].target)) is not None
 
 
 def _subject(source: Source, node: cst.BaseExpression) -> str:

@@ -117,13 +117,18 @@ def _fix(source: Source, found: masking.Fill, softmax: m.Operation) -> tuple[Edi
     filled = Replace(found.node, m.rewritten(source, found.node, parts))
     if zeroed:
         test, name = zeroed
+        if name:
+            lines = (f"if {test}:", f"{source.module.default_indent}{name} = {name}.masked_fill({mask}, 0.0)")
+            return (filled, AddLines(softmax.node, lines, "after"), *extra, *imports)
+        name, made = dtypes.named(source, softmax.node, "weights")
         lines = (f"if {test}:", f"{source.module.default_indent}{name} = {name}.masked_fill({mask}, 0.0)")
-        return (filled, AddLines(softmax.node, lines, "after"), *extra, *imports)
+        ahead = [AddLines(edit.node, (*edit.lines, *lines), "before") for edit in made if isinstance(edit, AddLines)]
+        return (filled, *ahead, Replace(softmax.node, name), *extra, *imports)
     return (filled, Replace(softmax.node, f"{m.rewritten(source, softmax.node, {})}.masked_fill({mask}, 0.0)"), *extra, *imports)
 
 
 def _zeroed_under_the_test(source: Source, found: masking.Fill, softmax: m.Operation) -> tuple[str, str] | tuple[()]:
-    """The test under which the fill runs and the name that the softmax gets, where the softmax runs with and without it:
+    """The test under which the fill runs and the name that the softmax gets ("" if it gets none), where the softmax runs with and without it:
 
     if mask is not None:
         scores = scores.masked_fill(mask, -inf)
@@ -133,8 +138,9 @@ def _zeroed_under_the_test(source: Source, found: masking.Fill, softmax: m.Opera
     statement = source.parents.get(softmax.node)
     if len(inside) != len(outside) + 1 or inside[: len(outside)] != outside or not isinstance(softmax.input, cst.Name):
         return ()
-    if not isinstance(statement, cst.Assign) or len(statement.targets) != 1 or not isinstance(statement.targets[0].target, cst.Name):
-        return ()
+    name = ""
+    if isinstance(statement, cst.Assign) and len(statement.targets) == 1 and isinstance(statement.targets[0].target, cst.Name):
+        name = statement.targets[0].target.value
     condition, arm = inside[-1]
     if not isinstance(condition, cst.If) or arm != "body" or condition.orelse is not None or not m.is_pure(source, condition.test):
         return ()
@@ -145,7 +151,7 @@ def _zeroed_under_the_test(source: Source, found: masking.Fill, softmax: m.Opera
     in_place = found.inplace and _reads_after(source, found, softmax.input) and isinstance(source.parents.get(found.node), cst.Expr)
     if not in_place and (last.value is None or last.kind != "assign" or not _is_behind_fills(source, found.node, last.value)):
         return ()
-    return m.argument(source, condition.test), statement.targets[0].target.value
+    return m.argument(source, condition.test), name
 
 
 def _bound(source: Source, name: cst.Name) -> cst.BaseExpression:

@@ -54,13 +54,13 @@ class MaskedWriteLost(AbstractRule):
                 return
             inner, place = node.target.value, node.target
         while isinstance(inner, cst.Subscript):
-            if any(_copies(source, element.slice) for element in inner.slice) and _is_array(source, inner.value):
+            if any(copies(source, element.slice) for element in inner.slice) and _is_array(source, inner.value):
                 yield self.hit(place)
                 return
             inner = inner.value
 
 
-def _copies(source: Source, index: cst.BaseSlice) -> bool:
+def copies(source: Source, index: cst.BaseSlice) -> bool:
     """Whether an index is a mask, an index tensor or a list, for certain."""
     if not isinstance(index, cst.Index):
         return False
@@ -71,7 +71,8 @@ def _copies(source: Source, index: cst.BaseSlice) -> bool:
         return m.value_of(source, expression.expression).kind in ("tensor", "unknown")
     if isinstance(expression, cst.Comparison):
         sides = (expression.left, *(target.comparator for target in expression.comparisons))
-        return any(m.is_tensor(source, side) for side in sides)
+        kinds = {m.value_of(source, side).kind for side in sides}
+        return "tensor" in kinds or ("unknown" in kinds and not kinds & {"other", "numpy"} and m.number(source, sides[-1]) is not None)
     value = m.value_of(source, expression)
     if value.kind in ("unknown", "tensor") and isinstance(expression, (cst.Name, cst.Attribute)):
         name = expression.value if isinstance(expression, cst.Name) else expression.attr.value
