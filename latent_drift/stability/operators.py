@@ -122,11 +122,16 @@ def lanczos(operator: Operator, k: int = 1, rtol: float = 1e-3, max_steps: int =
             small = torch.diag(torch.tensor(alphas, dtype=torch.float64))
             if len(alphas) > 1:
                 small += torch.diag(torch.tensor(betas[:-1], dtype=torch.float64), 1)
-            p, s, _ = torch.linalg.svd(small)
+            complete = len(left) == operator.outputs  # the left space is exhausted: with the last beta nothing is left out
+            if complete:
+                last = torch.zeros(len(alphas), 1, dtype=torch.float64)
+                last[-1] = beta
+                small = torch.cat([small, last], 1)
+            p, s, _ = torch.linalg.svd(small, full_matrices=False)
             values = torch.zeros(k, dtype=torch.float64)
             values[: min(k, len(s))] = s[:k]
             errors = torch.zeros(k, dtype=torch.float64)
-            errors[: min(k, len(s))] = beta * p[-1, :k].abs()
+            errors[: min(k, len(s))] = 0.0 if complete else beta * p[-1, :k].abs()
             if exhausted and step + 1 < limit and len(s) < k:
                 errors[len(s) :] = 0.0  # an invariant subspace: what is left of the map is zero along what the start can reach
             if exhausted or bool((errors <= rtol * values).all()):

@@ -401,7 +401,7 @@ class StabilityTester:
         output = copied(x)
         loss = own_loss(output)
         if loss is None:
-            parts = [t.float().square().mean() for t in _floats(output) if t.numel()]
+            parts = [t.abs().float().square().mean() for t in _floats(output) if t.numel()]
             loss = torch.stack(parts).sum() if parts else None
         if loss is None or not loss.requires_grad:
             raise UsageError("test_gradient_flow: the output does not depend on any parameter; was it detached?")
@@ -440,7 +440,7 @@ def _require(condition: bool, detail: str) -> None:
 
 def _floats(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
-        return [value.detach()] if value.is_floating_point() or value.is_complex() else []
+        return [value] if value.is_floating_point() or value.is_complex() else []
     if isinstance(value, dict):
         value = list(value.values())
     return [t for v in value for t in _floats(v)] if isinstance(value, (tuple, list)) else []

@@ -33,14 +33,7 @@ def test_every_public_callable_has_an_example_or_stands_for_one_that_has() -> No
         thing = getattr(latent_drift.stability, name)
         if ">>>" not in (thing.__doc__ or "") and not (isinstance(thing, type) and any(">>>" in (v.__doc__ or "") for v in vars(thing).values())):
             without.append(name)
-    assert set(without) <= {
-        "GradientManager",
-        "StableLosses",
-        "StabilityTester",
-        "GradientHistory",
-        "RunningMoments",
-        "welford",
-        "kahan_sum",
-        "pairwise_sum",
-        "assertions",
-    }
+    below = {"GradientHistory", "RunningMoments", "welford", "kahan_sum", "pairwise_sum"}  # defined in numerics
+    faces = {"GradientManager", "StableLosses"}  # each method is a function that has one
+    results = {"Diagnosis", "Fault", "GradientFlow", "StabilityReport", "Subject", "assertions"}  # shown by the function that gives them
+    assert set(without) <= below | faces | results

@@ -84,8 +84,8 @@ def measure(scheme: str, activation: str, width: int = 512, depth: int = 100, se
 
 
 def predicted_spread(scheme: str, activation: str, width: int, depth: int) -> float:
-    """Standard deviation over seeds that theory predicts for Gaussian weights, gain kept exactly: a layer multiplies the second moment by a chi-square
-    mean of relative variance 2/n (linear) or 5/n (ReLU: E[relu(z)**4] / E[relu(z)**2]**2 - 1 = 5), independent from layer to layer."""
+    """Standard deviation over seeds that theory predicts for Gaussian weights, gain kept exactly: a layer multiplies the second moment by
+    a chi-square mean of relative variance 2/n (linear) or 5/n (ReLU: E[relu(z)**4] / E[relu(z)**2]**2 - 1 = 5), independent from layer to layer."""
     per_layer = {"linear": 2.0, "relu": 5.0}[activation] / width
     return math.sqrt((1 + per_layer) ** (depth - 1) - 1) if scheme in ("he", "xavier") else 0.0
 
