@@ -71,6 +71,7 @@ class OptimizerStep:
         self._model = model
         self._gradient = config.gradient
         self._scaler = scaler
+        self._smallest_scale = config.amp.min_scale
         self._master: MasterCopies | None = None
         if isinstance(make_optimizer, torch.optim.Optimizer):
             self.optimizer = make_optimizer
@@ -109,6 +110,8 @@ class OptimizerStep:
             self._master.back_off()
         if self._scaler is not None:
             self._scaler.update()
+            if skipped and self._scaler.get_scale() < self._smallest_scale:
+                self._scaler.update(self._smallest_scale)
         self._clear()
         self.consecutive_skips = self.consecutive_skips + 1 if skipped else 0
         if self.consecutive_skips > self._gradient.max_consecutive_skips:

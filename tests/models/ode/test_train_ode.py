@@ -141,6 +141,26 @@ def test_it_gives_up_after_too_many_skips_in_a_row_and_raises_when_told_to() -> 
         train_ode(poisoned(0), loader(), 1, "cpu", config=load(gradient={"nonfinite": "raise"}), sample_every=0)
 
 
+def test_the_loss_scale_falls_with_overflow_and_not_below_its_floor() -> None:
+    config = load(amp={"init_scale": 8.0, "min_scale": 2.0})
+    plain = torch.amp.GradScaler("cpu", init_scale=8.0)
+    floored = torch.amp.GradScaler("cpu", init_scale=8.0)
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = OptimizerStep(model, optimizer, config, floored)
+    scales = []
+    for _ in range(5):
+        assert step(model(torch.full((1, 2), float("inf"))).sum()).skipped
+        scales.append(floored.get_scale())
+        plain.scale(model(torch.full((1, 2), float("inf"))).sum()).backward()
+        plain.step(optimizer)
+        plain.update()
+        optimizer.zero_grad()
+    assert plain.get_scale() == 0.25  # the negative control
+    assert scales == [4.0, 2.0, 2.0, 2.0, 2.0]
+    assert not step(model(torch.ones(1, 2)).sum()).skipped
+
+
 @pytest.mark.parametrize("lr", [1e-2, 1e-1])
 def test_learning_rates_ten_and_a_hundred_times_too_high_still_learn(lr: float) -> None:
     def run(legacy_compat: bool) -> tuple[float, bool]:
