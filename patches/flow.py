@@ -27,7 +27,7 @@ def reaching(source: Source, use: cst.Name) -> Sequence[Binding] | None:
     position = source.order[use]
     branches = source.branches_of(use)
     before = [b for b in bindings if b.order <= position and not _is_exclusive(b.branches, branches)]
-    certain = [b for b in before if _is_prefix(b.branches, branches) and b.kind != "augment"]
+    certain = [b for b in before if _is_prefix(b.branches, branches)]
     last = certain[-1] if certain else None
     seen = [b for b in before if last is None or b.order >= last.order]
     for loop, _ in branches:
@@ -38,7 +38,7 @@ def reaching(source: Source, use: cst.Name) -> Sequence[Binding] | None:
 
 def _overwrites(later: Binding, earlier: Binding, position: int) -> bool:
     """Whether `later` runs after `earlier` whenever that runs, and before the use."""
-    if later.kind == "augment" or not earlier.order < later.order <= position:
+    if not earlier.order < later.order <= position:
         return False
     return _is_prefix(later.branches, earlier.branches)
 

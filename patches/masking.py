@@ -61,6 +61,8 @@ def leaves_an_entry(source: Source, mask: cst.BaseExpression, at: cst.CSTNode, d
     if _compares_scores(source, mask):
         return True
     for name in flow.names_in(source, mask):
+        if _is_made_triangular(source, name):
+            return True
         if name.value in ("self", "torch"):
             parent = source.parents.get(name)
             if isinstance(parent, cst.Attribute) and name.value == "self":
@@ -70,6 +72,17 @@ def leaves_an_entry(source: Source, mask: cst.BaseExpression, at: cst.CSTNode, d
             continue
         for binding in flow.reaching(source, name) or ():
             if binding.value is not None and binding.value is not mask and leaves_an_entry(source, binding.value, at, depth + 1):
+                return True
+    return False
+
+
+def _is_made_triangular(source: Source, name: cst.Name) -> bool:
+    """`mask.tril_()` somewhere in the function."""
+    function = source.function_of(name)
+    for call in source.nodes(cst.Call):
+        if isinstance(call, cst.Call) and isinstance(call.func, cst.Attribute) and call.func.attr.value in ("tril_", "triu_", "fill_diagonal_"):
+            owner = call.func.value
+            if isinstance(owner, cst.Name) and owner.value == name.value and source.function_of(call) is function:
                 return True
     return False
 

@@ -111,8 +111,7 @@ def _may_be_zero(source: Source, node: cst.BaseExpression, depth: int = 0) -> bo
     """Whether a zero vector is to be expected: a caller's argument, a difference, what a ReLU leaves; not the output of a network or of a solver."""
     if depth > 5:
         return False
-    value = m.value_of(source, node)
-    if value.low == 0 and value.kind == "tensor" and value.origin != "constant":
+    if m.operation(source, node, "relu", "relu6") is not None:
         return True
     if isinstance(node, cst.Name):
         found = flow.reaching(source, node)

@@ -56,6 +56,8 @@ class OneMinusEps(AbstractRule):
         value = m.value_of(source, clamp.input)
         if value.kind in ("numpy", "number", "integer", "other") or value.is_integer or value.dtype == "float64" or not _is_tensor(source, clamp):
             return
+        if value.origin == "noise" or _is_drawn(source, clamp.input):
+            return  # torch.rand is below 1 by itself
         if value.dtype in _ROUNDS_TO_ONE and size > _ROUNDS_TO_ONE[value.dtype]:
             return
         dtype = dtypes.carrier(source, clamp.input)  # no integer: a clamp of those below 1 - e would be at 0
@@ -73,6 +75,10 @@ def _below_one(source: Source, upper: cst.BaseExpression) -> float | None:
 
 def _is_tensor(source: Source, clamp: m.Operation) -> bool:
     return clamp.form == "function" or m.is_tensor(source, clamp.input)
+
+
+def _is_drawn(source: Source, node: cst.BaseExpression) -> bool:
+    return m.operation(source, m.definition(source, node), "rand", "rand_like") is not None
 
 
 def _limit(source: Source) -> float:

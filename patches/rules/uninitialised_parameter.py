@@ -17,7 +17,7 @@ _FILLS_ALL = re.compile(
     r"(\.parameters\(|named_parameters\(|_parameters\b|\.modules\(|\.apply\(|getattr\(|setattr\(|load_state_dict|from_pretrained|self\.init\w*\(|"
     r"self\.\w*(init|reset)\w*\()"
 )
-_LOOPS = re.compile(r"\bin \w+(\.\w+)*\.(named_)?parameters\(|\.apply\(")
+_LOOPS = re.compile(r"\bin \w+(\.\w+)*\.(named_)?parameters\(|\.apply\(|PreTrained|ModelMixin|from_pretrained")
 
 
 class UninitialisedParameter(AbstractRule):
