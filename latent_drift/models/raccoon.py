@@ -33,8 +33,8 @@ SDE_TIMES: Final = (0.0, 0.05, 0.1)
 FLOW_TIME: Final = 0.5
 """Time at which the flow is evaluated."""
 
-NUM_SLICES: Final = 32
-"""Random directions of the test of normality."""
+NUM_SLICES: Final = 16
+"""Random directions of the test of normality; they change with every step."""
 
 WIDEST_LOG_VARIANCE: Final = 4.0
 """Largest log-variance of posterior and prior, where the config does not ask for less.
@@ -181,7 +181,7 @@ class RaccoonLogClassifier(nn.Module):
         kl_loss = self._kl(mean, logvar)
         ep_loss = self.latent_test(z)
         if not self.legacy_compat:
-            ep_loss = ep_loss + (log_det.to(ep_loss.dtype) / self.latent_dim).square().mean()
+            ep_loss = ep_loss + log_det.to(ep_loss.dtype).square().mean() / self.latent_dim**2
         loss = loss_weights[0] * class_loss + loss_weights[1] * kl_loss + loss_weights[2] * ep_loss
         with torch.no_grad():
             accuracy = (logits.argmax(dim=-1) == labels).to(class_loss.dtype).mean()
@@ -228,8 +228,7 @@ class RaccoonLogClassifier(nn.Module):
     def _bounded_logvar(self, logvar: Tensor) -> Tensor:
         if self.legacy_compat:
             return logvar
-        centre, knee = self._logvar_range[logvar.dtype]
-        return soft_bound(logvar - centre, knee) + centre
+        return soft_bound(logvar, *self._logvar_range[logvar.dtype])
 
     def _travel(self, z0: Tensor, noisy: bool) -> tuple[Tensor, Tensor]:
         """The latent behind SDE and flow, and the flow's log-determinant (B,)."""
@@ -287,10 +286,10 @@ def _loss_dtype(x: Tensor) -> torch.dtype:
 
 
 def _logvar_ranges(config: StabilityConfig) -> dict[torch.dtype, tuple[float, float]]:
-    """By dtype the centre of the log-variance's range and the knee of its bound, pi / 2 before either end."""
+    """By dtype where the bounds of the log-variance begin: pi / 2 inside the limits, which they approach."""
     ranges = {}
     for dtype in FLOAT_DTYPES:
         bounds = config.precision[dtype]
         lower, upper = bounds.log_variance_min, min(bounds.log_variance_max, WIDEST_LOG_VARIANCE)
-        ranges[dtype] = (0.5 * (upper + lower), 0.5 * (upper - lower - math.pi))
+        ranges[dtype] = (lower + 0.5 * math.pi, upper - 0.5 * math.pi)
     return ranges

@@ -63,7 +63,8 @@ class FlatSteps(AbstractSteps):
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if outcome.skipped else 0
         if self.skipped_in_a_row > self.most_skips:
             raise GiveUpError(
-                f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite (the last: loss {float(loss.detach())}, norm {outcome.grad_norm}); "
+                f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite "
+                f"(the last: loss {float(loss.detach())}, norm {outcome.grad_norm}); "
                 "look for weights that are not finite, or return to an earlier checkpoint"
             )
         return outcome

@@ -71,7 +71,7 @@ class RaccoonMemory:
         """Store a trajectory (a tensor, number, string, or tuple, list or dict of them); returns whether it was kept."""
         if self.legacy_compat:
             return self._legacy_add(trajectory, score)
-        value = float(score)
+        value = _number(score)
         if not math.isfinite(value):
             _LOG.warning("RaccoonMemory: a trajectory with score %s was not stored; scores must be finite", value)
             return False
@@ -99,7 +99,7 @@ class RaccoonMemory:
 
     def update_score(self, index: int, score: SupportsFloat) -> None:
         """Give the trajectory at `index` of `buffer` a new score; one that is not finite is ignored."""
-        value = float(score)
+        value = _number(score)
         if math.isfinite(value):
             self.scores[index] = value
             if not self.legacy_compat:
@@ -220,7 +220,7 @@ class RaccoonMemory:
 
     def _legacy_add(self, trajectory: Any, score: SupportsFloat) -> bool:
         self.buffer.append(trajectory)
-        self.scores.append(float(score))
+        self.scores.append(_number(score))
         if len(self.buffer) > self.max_size:
             worst = int(np.argmin(self.scores))
             del self.buffer[worst], self.scores[worst]
@@ -234,6 +234,10 @@ class RaccoonMemory:
         probabilities = probabilities / probabilities.sum()
         drawn = np.random.choice(len(self.buffer), size=count, replace=count > len(self.buffer), p=probabilities)
         return [int(i) for i in drawn]
+
+
+def _number(score: SupportsFloat) -> float:
+    return float(score.detach() if isinstance(score, Tensor) else score)
 
 
 def _owned(value: Any) -> Any:

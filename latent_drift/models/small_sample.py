@@ -37,7 +37,7 @@ class SmallSampleSlicing(SlicingUnivariateTest):
     The direct form is taken for a sample (N, D) on a CPU, in one process and not under `torch.compile`, that has nothing
     beyond the radius where the pull on far samples begins and nothing that is not finite; everything else is left to the parent.
 
-    *Numerics*: value and gradients agree with the parent's to rounding (tested); a third of its time at N = 32 and 32 slices.
+    *Numerics*: value and gradients agree with the parent's to rounding (tested); a quarter of its time at N = 32 and 16 slices.
     """
 
     def forward(self, x: Tensor) -> Tensor:

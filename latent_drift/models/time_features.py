@@ -33,13 +33,14 @@ def time_frequencies(time_dim: int) -> Tensor:
 
 
 def embed_time(t: Tensor, freqs: Tensor) -> Tensor:
-    """sin(t f) and then cos(t f): t (..., 1) -> (..., 2 * len(freqs)), in t's dtype.
+    """sin(t f) and then cos(t f): t (..., 1) -> (..., 2 * len(freqs)), in t's dtype, or that of `freqs` where t is no float.
 
     *Numerics*: the angle, up to 1000 radians, is formed in the dtype of `freqs`, float32 or wider: in float16 one unit in the last
     place there is half a radian, in bfloat16 four.
     """
     angle = t.to(torch.promote_types(t.dtype, freqs.dtype)) * freqs
-    return torch.cat([angle.sin(), angle.cos()], dim=-1).to(t.dtype)
+    features = torch.cat([angle.sin(), angle.cos()], dim=-1)
+    return features.to(t.dtype) if t.is_floating_point() else features
 
 
 class TimeAwareTransform(nn.Module):

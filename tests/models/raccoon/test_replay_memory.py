@@ -198,6 +198,14 @@ def test_published_state_loads_and_its_bad_scores_stay_out():
     assert (memory.scores, memory.max_size) == ([0.1, 0.3], 2)
 
 
+def test_score_may_be_any_number_with_or_without_a_graph():
+    memory = RaccoonMemory(4)
+    for score in (1, 0.5, np.float32(0.25), torch.tensor(0.125), torch.tensor(2.0, requires_grad=True) * 1):
+        memory.add(0, score)
+    assert sorted(memory.scores) == [0.25, 0.5, 1.0, 2.0]
+    assert all(type(score) is float for score in memory.scores)
+
+
 def test_refreshed_scores_decide_who_goes():
     memory = filled([0.5, 0.6, 0.7], max_size=3)
     memory.update_score(2, 0.01)

@@ -48,3 +48,8 @@ def test_frequencies_stay_in_float32_through_casts_and_back():
 def test_odd_or_empty_width_is_refused_at_construction(time_dim):
     with pytest.raises(UsageError, match="even"):
         TimeAwareTransform(time_dim)
+
+
+def test_integer_times_give_features_in_the_frequencies_dtype():
+    module = TimeAwareTransform(4)
+    assert torch.equal(module.embed_time(torch.tensor([[2]])), module.embed_time(torch.tensor([[2.0]])))
