@@ -139,7 +139,7 @@ def plot_activation_statistics(stats: Mapping[str, Mapping[str, Any]], path: str
 
 
 def plot_spectra(spectra: Mapping[str, Any], path: str | Path | None = None, title: str = "Singular values") -> Any:
-    """Singular values per layer, one mark each, the largest emphasised, with their error bars.
+    """Singular values per layer, one mark each, the largest emphasised; a layer of zeros says so.
 
     Args:
         spectra: name -> what `spectrum` gives (or any sequence of values).
@@ -160,7 +160,10 @@ def plot_spectra(spectra: Mapping[str, Any], path: str | Path | None = None, tit
     for y, name in enumerate(names):
         row = [v for v in values[name] if v > 0]
         axis.scatter(row, [y] * len(row), s=9, color="#8fb3d9", zorder=2)
-    axis.scatter([max(values[n], default=0.0) for n in names], list(range(len(names))), s=18, color=_ORANGE, zorder=3, label="largest")
+        if not row:
+            axis.text(low * 1.02, y, "zero", va="center", fontsize=7, color=_GREY)
+    shown = [(y, max(values[n])) for y, n in enumerate(names) if max(values[n], default=0.0) > 0]
+    axis.scatter([v for _, v in shown], [y for y, _ in shown], s=18, color=_ORANGE, zorder=3, label="largest")
     axis.set_xscale("log")
     axis.set_xlim(low, high)
     _label_layers(axis, names)

@@ -90,7 +90,7 @@ def saturated_output(output: Any, labels: Any, loss: float) -> list[Fault]:
             Fault(
                 "saturated_softmax",
                 "output",
-                f"{confident:.0%} of the rows are sure beyond 0.999, {wrong:.0%} are wrong: loss {loss:.4g}, log({classes}) = {math.log(classes):.3g}",
+                f"{confident:.0%} of rows are sure beyond 0.999, {wrong:.0%} are wrong: loss {loss:.4g}, log({classes}) = {math.log(classes):.3g}",
                 "Scale the last layer down, or start its weights at 0",
             )
         ]

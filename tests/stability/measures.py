@@ -1,0 +1,109 @@
+"""The toolbox's figures, printed as JSON: errors in ulp, and what each measure costs a training step.
+
+`python -m tests.stability.measures ulp|cost`
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latent_drift.numerics.limits import FLOAT_DTYPES
+from latent_drift.stability import ActivationMonitor, StabilityMonitor, clip_gradients, stable_exp, stable_softmax
+from tests.numerics.test_elementary import ACCURACY, _sample
+from tests.numerics.ulp import reference, ulps
+
+
+def ulp_table() -> dict[str, dict[str, tuple[float, float]]]:
+    """function -> dtype -> largest error of value and gradient in ulp, against mpmath, over the dtype's range."""
+    table: dict[str, dict[str, tuple[float, float]]] = {}
+    for name, (function, exact, derivative, domain, _, _) in ACCURACY.items():
+        table[name] = {}
+        for dtype in FLOAT_DTYPES:
+            x = _sample(dtype, *domain(dtype)).requires_grad_()
+            value = function(x)
+            (gradient,) = torch.autograd.grad(value.sum(), x)
+            digits = 700 if name == "expm1_minus" and dtype == torch.float64 else 120
+            errors = (ulps(value.detach(), reference(exact, x.detach(), digits)), ulps(gradient, reference(derivative, x.detach(), digits)))
+            table[name][str(dtype).removeprefix("torch.")] = (round(errors[0].max().item(), 2), round(errors[1].max().item(), 2))
+    return table
+
+
+class _Net(nn.Module):
+    """A classifier of some 10 ms a step with an exponential and a softmax in it."""
+
+    def __init__(self, exp: Callable[[Tensor], Tensor], softmax: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*[m for _ in range(6) for m in (nn.Linear(256, 256), nn.ReLU())])
+        self.mean, self.logvar, self.head = nn.Linear(256, 64), nn.Linear(256, 64), nn.Linear(64, 10)
+        self.exp, self.softmax = exp, softmax
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        weights = self.softmax(h, dim=-1)
+        return self.head(self.mean(h * weights) + self.exp(0.5 * self.logvar(h)))
+
+
+def _steps(measure: str) -> Callable[[], Any]:
+    torch.manual_seed(0)
+    net = _Net(stable_exp if measure == "bounded exp" else torch.exp, stable_softmax if measure == "softmax" else torch.softmax)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    x, y = torch.randn(256, 256), torch.randint(10, (256,))
+    monitor = StabilityMonitor(log_interval=100)
+    activations = ActivationMonitor()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        if measure == "activation monitor":
+            activations.register_hooks(net)
+        loss = F.cross_entropy(net(x), y)
+        loss.backward()
+        if measure == "clipping":
+            clip_gradients(net, 1.0)
+        if measure == "torch clip_grad_norm_":
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        if measure == "monitoring":
+            monitor.check_loss(loss)
+            monitor.log_gradient_stats(net)
+            monitor.step_update()
+        if measure == "activation monitor":
+            activations.remove_hooks()
+            _ = activations.stats
+        optimizer.step()
+
+    return step
+
+
+def cost_table(pairs: int = 31, repeat: int = 4) -> dict[str, dict[str, float]]:
+    """measure -> median ratio of a step with it to one without, and quartiles; A B A B in one process."""
+    table = {}
+    for measure in ("clipping", "torch clip_grad_norm_", "bounded exp", "softmax", "monitoring", "activation monitor"):
+        plain, with_it = _steps("nothing"), _steps(measure)
+        for f in (plain, with_it) * 3:
+            f()
+        ratios = []
+        for _ in range(pairs):
+            times = []
+            for f in (plain, with_it):
+                start = time.process_time()
+                for _ in range(repeat):
+                    f()
+                times.append(time.process_time() - start)
+            ratios.append(times[1] / times[0])
+        low, median, high = statistics.quantiles(ratios, n=4)
+        table[measure] = {"ratio": round(median, 4), "low": round(low, 4), "high": round(high, 4)}
+    return table
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    result = ulp_table() if sys.argv[1] == "ulp" else cost_table()
+    sys.stdout.write(json.dumps(result, indent=1) + "\n")
