@@ -103,8 +103,8 @@ class _CheckEveryOp(TorchFunctionMode):
 def _step_rows() -> list[Row]:
     torch.manual_seed(0)
     cases = [
-        ("small classifier", SmallClassifier(), torch.randint(40, (32, 50)), torch.randint(4, (32,)), 1.08, 10),
-        ("small GPT", SmallGpt(), torch.randint(200, (8, 96)), torch.randint(200, (8, 96)), 1.02, 1),
+        ("small classifier", SmallClassifier(), torch.randint(40, (16, 24)), torch.randint(4, (16,)), 1.08, 10),
+        ("small GPT", SmallGpt(), torch.randint(200, (16, 96)), torch.randint(200, (16, 96)), 1.02, 1),
         ("convolutional net", ConvNet(), torch.randn(8, 3, 32, 32), torch.randint(10, (8,)), 1.02, 1),
     ]
     rows = []
@@ -184,6 +184,24 @@ def _enter_rows() -> list[Row]:
             del sys.modules[name]
 
 
+class _Watched:
+    """A guarded block in which the watching mode is on throughout."""
+
+    def __enter__(self) -> None:
+        self._block = instrument.stable(profile="guard", anomaly={"watch_steps": 1_000_000})
+        run = self._block.__enter__()
+        assert run.watch.start(run)
+
+    def __exit__(self, *error: object) -> None:
+        self._block.__exit__(None, None, None)
+
+
+def _watching_rows() -> list[Row]:
+    torch.manual_seed(0)
+    step = training_step(SmallClassifier(), torch.randint(40, (16, 24)), torch.randint(4, (16,)))
+    return [paired(AREA, "small classifier: the watching mode while it locates", step, step, bar=4.0, repeats=5, around_a=_Watched)]
+
+
 def _operation_rows() -> list[Row]:
     rows = []
     for size, bar, repeats, pairs in ((1_000, 1.5, 200, 21), (1_000_000, 1.25, 5, 21), (100_000_000, 1.15, 1, 7)):
@@ -203,4 +221,4 @@ def _operation_rows() -> list[Row]:
 
 def rows() -> list[Row]:
     """Every row of the instrument section that one process can measure."""
-    return [*_step_rows(), *_step_guard_rows(), *_enter_rows(), *_operation_rows()]
+    return [*_step_rows(), *_step_guard_rows(), *_enter_rows(), *_watching_rows(), *_operation_rows()]
