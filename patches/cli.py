@@ -93,10 +93,15 @@ def diff(
     stdin_filename: StdinName = None,
     config: Config = None,
 ) -> None:
-    """Prints the fixes as a unified diff, which `patch -p0` and `git apply` take. Exit status 0, or 2: could not run."""
+    """Prints the fixes as a unified diff, which `patch -p0` and `git apply` take. Exit status 0, or 2: could not run.
+
+    With --from-report the unsafe fixes are shown too, since something has failed and nothing is written; --no-unsafe leaves them out.
+    """
     from patches import output as formats
     from patches.runner import Patched
 
+    if from_report is not None and unsafe is None:
+        unsafe = True
     given = _given(select, ignore, unsafe, dtype, target_torch, bound, ruleset)
     _, outcomes = _run(paths, given, from_report, stdin_filename, config, patch=True)
     changed = 0

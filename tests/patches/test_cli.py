@@ -208,6 +208,19 @@ def test_standard_input(tmp_path):
     assert shown.stdout.startswith(b"--- ./model.py\n+++ ./model.py\n")
 
 
+def test_the_diff_of_what_fired_shows_unsafe_fixes_and_apply_still_asks_for_the_flag(run, tmp_path):
+    write(tmp_path, unsafe=UNSAFE)
+    (tmp_path / "out").mkdir()
+    event = {"code": "NS201", "file": "unsafe.py", "line": 6, "source": "return torch.exp(0.5 * logvar)", "op": "exp", "count": 1}
+    (tmp_path / "out" / "events.jsonl").write_text(json.dumps(event) + "\n")
+    assert "softplus" in run("diff", "--from-report", "out", "unsafe.py").out
+    assert run("diff", "--from-report", "out", "--no-unsafe", "unsafe.py").out == ""
+    assert "softplus" in run("diff", "--from-report", "out").out
+    assert "1 unsafe (--unsafe)" in run("apply", "--from-report", "out", "unsafe.py").err
+    assert (tmp_path / "unsafe.py").read_text() == UNSAFE
+    assert run("diff", "--from-report", "nowhere", "unsafe.py").status == 2
+
+
 def test_select_and_ignore_by_code_prefix_and_name(run, tmp_path):
     write(tmp_path, both=SAFE + UNSAFE)
     codes = lambda *options: {e["code"] for e in json.loads(run("check", "--output", "json", *options, ".").out)}  # noqa: E731

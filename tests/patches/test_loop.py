@@ -37,7 +37,7 @@ def test_the_legacy_script_is_guarded_then_mended_then_needs_no_guard(tmp_path):
     assert parameters == "finite"
     assert (tmp_path / "out" / "events.jsonl").read_text().strip()
 
-    shown = _python(tmp_path, "-m", "patches", "diff", "--unsafe", "--from-report", "out", "train.py")
+    shown = _python(tmp_path, "-m", "patches", "diff", "--from-report", "out", "train.py")
     assert shown.returncode == 0
     assert shown.stdout.startswith("--- ./train.py")
     applied = _python(tmp_path, "-m", "patches", "apply", "--unsafe", "--from-report", "out", "train.py")
