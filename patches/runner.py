@@ -159,6 +159,8 @@ def process_text(job: Job, text: str) -> Checked | Failed | PatchedText:
         return Failed(job.shown, f"does not parse: {error.message.splitlines()[0]}", error.editor_line, error.editor_column)
     except RecursionError:
         return Failed(job.shown, "is nested too deeply to be analysed")
+    except Exception as error:  # a rule met code that nobody thought of: that file is named, the others are done
+        return Failed(job.shown, f"a defect of patches, please report it: {type(error).__name__}: {error}")
 
 
 def _syntax_error(text: str, shown: str) -> Failed | None:

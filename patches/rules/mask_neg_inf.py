@@ -66,7 +66,11 @@ def _is_causal_place(source: Source, found: masking.Fill) -> bool:
 
 
 def softmax_of(source: Source, found: masking.Fill) -> m.Operation | None:
-    """The softmax that the filled scores go into, in the same function."""
+    """The softmax that the filled scores go into, in the same function; the first, if there are several."""
+    return next(_softmaxes_of(source, found), None)
+
+
+def _softmaxes_of(source: Source, found: masking.Fill) -> Iterator[m.Operation]:
     softmaxes: list[m.Operation] | None = source.memo.get("softmaxes")
     if softmaxes is None:
         calls = [m.operation(source, call, "softmax") for call in source.nodes(cst.Call)]
@@ -76,10 +80,9 @@ def softmax_of(source: Source, found: masking.Fill) -> m.Operation | None:
         if source.function_of(softmax.node) is not function:
             continue
         if masking.flows_into(source, found.node, softmax.input):
-            return softmax
-        if found.inplace and isinstance(found.scores, cst.Name) and _reads_after(source, found, softmax.input):
-            return softmax
-    return None
+            yield softmax
+        elif found.inplace and isinstance(found.scores, cst.Name) and _reads_after(source, found, softmax.input):
+            yield softmax
 
 
 def _reads_after(source: Source, found: masking.Fill, use: cst.BaseExpression) -> bool:
@@ -99,6 +102,8 @@ def _fix(source: Source, found: masking.Fill, softmax: m.Operation) -> tuple[Edi
     bound = isinstance(softmax.input, cst.Name) and (
         _is_behind_fills(source, found.node, _bound(source, softmax.input)) or _is_statement(source, found, softmax.input)
     )
+    if len(list(_softmaxes_of(source, found))) > 1:
+        raise Unfixable("each softmax of the scores would need its own rows zeroed")
     zeroed = () if direct or bound else _zeroed_under_the_test(source, found, softmax)
     if not (direct or bound or zeroed) or not m.is_pure(source, found.mask) or not flow.is_stable(source, found.mask, softmax.node):
         raise Unfixable("the scores change shape or value between the fill and the softmax, or the mask does")
