@@ -6,6 +6,7 @@ import json
 import threading
 import weakref
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ class Run:
         self.log = EventLog(config.anomaly.max_events)
         self.tally = Tally()
         self.intercepted: tuple[str, ...] = ()
+        self.active_config = ExitStack()
         self.foreign_patches: tuple[str, ...] = ()
         self._armed: set[tuple[str, int]] = set()
         self._fired: set[tuple[str, int]] = set()

@@ -24,7 +24,7 @@ from instrument.guards.base import Spelling
 from instrument.interception import Replacement, Undo, lookup, rebind, replace_attribute, restore
 from instrument.run import Run
 from instrument.runtime import RUNTIME
-from latent_drift.config import StabilityConfig, load
+from latent_drift.config import StabilityConfig, load, using_everywhere
 
 Pin = str | Path | Mapping[str, Any] | StabilityConfig | None
 
@@ -159,6 +159,8 @@ def _enter(run: Run, caller: FrameType | None) -> None:
             _INSTALLATION.install(_frames(caller))
         run.intercepted = _INSTALLATION.names
         _OPEN.append(run)
+        # The toolbox reads its constants from the active config: inside the block that is the block's.
+        run.active_config.enter_context(using_everywhere(run.config))
         _activate()
 
 
@@ -169,6 +171,7 @@ def _leave(run: Run) -> None:
         for index in range(len(_OPEN) - 1, -1, -1):
             if _OPEN[index] is run:
                 del _OPEN[index]
+                run.active_config.close()
                 break
         _activate()
         if not _OPEN:

@@ -114,3 +114,21 @@ def test_a_block_in_which_nothing_happened_says_so():
         pass
     assert run.events == ()
     assert "nothing had to be done" in run.summary()
+
+
+def test_the_toolbox_follows_the_innermost_pin():
+    from latent_drift.config import active
+
+    outside = active()
+    with instrument.stable(profile="guard") as outer:
+        assert active() is outer.config
+        with instrument.stable(exp={"bound": 5.0}) as inner:
+            assert active() is inner.config
+        assert active() is outer.config
+    assert active() == outside
+
+
+def test_the_installed_guards_read_from_one_run_at_a_time_and_its_config_is_named_in_its_repr():
+    with instrument.stable("1.0.0", profile="observe") as run:
+        pass
+    assert run.config.identity in repr(run)
