@@ -12,7 +12,7 @@ import torch
 
 @cache
 def _internal(name: str) -> ModuleType:
-    """`torch.testing._internal.<name>`. Its import freezes torch.backends' flags and replaces two `__call__`s: both are undone, other tests share the process."""
+    """`torch.testing._internal.<name>`. Its import freezes torch.backends' flags and replaces two `__call__`s: both are undone."""
     import importlib
 
     calls = {cls: vars(cls).get("__call__") for cls in (torch._C.ScriptFunction, torch._C.ScriptMethod)}

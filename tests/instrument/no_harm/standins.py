@@ -54,7 +54,7 @@ class Reached:
         file = frame.f_code.co_filename
         if event == "call" and file.startswith(_GUARDS):
             self.count += 1
-            self.operations += not file.endswith(("/backward.py", "/step.py"))
+            self.operations += frame.f_code.co_name == "guarded" and not file.endswith("/backward.py")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ PARTS = 12
 # Kernels that read memory nobody wrote: least squares of an underdetermined system, and what is built on it.
 UNDETERMINED = {"linalg_lstsq", "linalg_lstsq_grad_oriented"}
 FLOATS = [torch.float64, torch.float16, torch.bfloat16]
-OTHERS = [torch.complex64, torch.int64, torch.bool]
+OTHERS = [torch.complex64, torch.int64]
 
 
 def _part(index: int) -> list[Any]:
@@ -42,14 +42,14 @@ def _check(figures: Figures, record: Any, heading: str) -> None:
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_operators_keep_their_bits_in_float32(part: int, record_figures: Any) -> None:
-    _check(sweep(_part(part), torch.float32, most=8, extra=2), record_figures, "op_db float32")
+    _check(sweep(_part(part), torch.float32, most=4, extra=1), record_figures, "op_db float32")
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("part", range(0, PARTS, 4))
 def test_operators_keep_their_bits_in_other_floats(part: int, dtype: torch.dtype, record_figures: Any) -> None:
     for index in range(part, part + 4):
-        _check(sweep(_part(index), dtype, most=3, extra=1), record_figures, f"op_db {dtype}")
+        _check(sweep(_part(index), dtype, most=1, extra=1), record_figures, f"op_db {dtype}")
 
 
 @pytest.mark.parametrize("dtype", OTHERS, ids=str)
@@ -66,7 +66,7 @@ def test_what_raises_outside_raises_the_same_inside(part: int, record_figures: A
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, *FLOATS, *OTHERS, torch.complex128, torch.int32, torch.uint8], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, *FLOATS, *OTHERS, torch.bool, torch.complex128, torch.int32, torch.uint8], ids=str)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_sample_of_every_operator_keeps_its_bits(part: int, dtype: torch.dtype, record_figures: Any) -> None:
     _check(sweep(_part(part), dtype, most=1000, extra=3), record_figures, f"op_db {dtype}, every sample")
