@@ -92,7 +92,7 @@ def test_gradient_of_a_saturated_scale_returns():
     assert slope(legacy=False) > 1e-6
 
 
-def train_density(flow, steps=150):
+def train_density(flow, steps=80):
     """Fit data far from the flow's start by maximum likelihood at a rate thirty times too high; the losses."""
     optimizer = torch.optim.AdamW(flow.parameters(), lr=0.03)
     data = torch.randn(128, 4, generator=torch.Generator().manual_seed(0)) * 0.1 + 2.0

@@ -39,7 +39,7 @@ def test_trains_in_a_fraction_of_the_default_run(data):
 @pytest.mark.parametrize("lr", [3e-2, 3e-1])
 def test_rate_ten_and_a_hundred_times_too_high_still_learns(data, lr):
     model = classifier()
-    train_raccoon_classifier(model, data, 250, lr=lr)
+    train_raccoon_classifier(model, data, 150, lr=lr)
     assert accuracy(model) > 0.95
 
 
@@ -55,16 +55,16 @@ def test_published_training_does_not_learn_at_that_rate(data):
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_autocast_reaches_what_float32_does(data, precision):
     model = classifier()
-    train_raccoon_classifier(model, data, 200, precision=precision)
-    assert accuracy(model) > 0.96
+    train_raccoon_classifier(model, data, 150, precision=precision)
+    assert accuracy(model) > 0.95
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_any_dtype_train(data, dtype):
     model = classifier().to(dtype)
-    train_raccoon_classifier(model, data, 200)
+    train_raccoon_classifier(model, data, 150)
     assert next(model.parameters()).dtype == dtype
-    assert accuracy(model) > 0.96
+    assert accuracy(model) > 0.95
 
 
 def test_either_revisions_calls_work():
