@@ -126,9 +126,3 @@ def test_the_toolbox_follows_the_innermost_pin():
             assert active() is inner.config
         assert active() is outer.config
     assert active() == outside
-
-
-def test_the_installed_guards_read_from_one_run_at_a_time_and_its_config_is_named_in_its_repr():
-    with instrument.stable("1.0.0", profile="observe") as run:
-        pass
-    assert run.config.identity in repr(run)
