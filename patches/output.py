@@ -46,11 +46,12 @@ def as_text(diagnostics: Iterable[Diagnostic]) -> str:
 def summary(diagnostics: Sequence[Diagnostic], files: int, failed: int) -> str:
     """One sentence: how many findings, how many of them `apply` would mend."""
     trouble = f"; {failed} could not be read" if failed else ""
+    counted = f"{files} file{'' if files == 1 else 's'}"
     if not diagnostics:
-        return f"{files} files, no findings{trouble}"
+        return f"{counted}, no findings{trouble}"
     kinds = [fix_kind(d) for d in diagnostics]
     safe, unsafe, display = (kinds.count(kind) for kind in ("safe", "unsafe", "display"))
-    return f"{files} files, {len(kinds)} findings: {safe} with a safe fix, {unsafe} with an unsafe one (--unsafe), {display} shown only{trouble}"
+    return f"{counted}, {len(kinds)} findings: {safe} with a safe fix, {unsafe} with an unsafe one (--unsafe), {display} shown only{trouble}"
 
 
 def as_json(diagnostics: Iterable[Diagnostic]) -> str:
