@@ -47,6 +47,11 @@ def welford(
     kappa = sqrt(1 + mean**2/variance), against n eps kappa**2 of the textbook formula. Differentiable.
 
     *Source*: Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983, equation 1.7.
+
+    >>> import torch
+    >>> mean, variance = welford(torch.tensor([1e8, 1e8 + 8, 1e8 + 16]))
+    >>> mean.item(), variance.item()
+    (100000008.0, 64.0)
     """
     require_real(x, "welford")
     dims = tuple(range(x.dim())) if dim is None or x.dim() == 0 else _dims(dim, x)
@@ -98,6 +103,11 @@ class RunningMoments:
     of 1 the variance is right to 1e-9 after 1e6 samples. A batch with a NaN gives NaN: it is not hidden; filter first.
 
     *Source*: Chan, Golub and LeVeque 1983, equation 2.1; weights: West 1979.
+
+    >>> import torch
+    >>> moments = RunningMoments(dim=None).update(torch.tensor([1.0, 2.0])).update(torch.tensor([6.0]))
+    >>> moments.count.item(), moments.mean.item(), moments.variance.item()
+    (3.0, 3.0, 7.0)
     """
 
     def __init__(self, dim: int | Sequence[int] | None = 0) -> None:

@@ -29,6 +29,10 @@ def kahan_sum(x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool =
     float32. A sum that holds inf or NaN, or overflows, is that of torch. The gradient is 1.
 
     *Source*: Kahan 1965; TwoSum: Knuth, TAOCP 2, 4.2.2; the cascaded form: Ogita, Rump and Oishi 2005.
+
+    >>> import torch
+    >>> kahan_sum(torch.tensor([1e8, 0.25, 0.5, 0.25, -1e8]))
+    tensor(1.)
     """
     require_real(x, "kahan_sum")
     rows, shape = _rows(x, dim, keepdim)
@@ -61,6 +65,10 @@ def pairwise_sum(x: Tensor, dim: int | Sequence[int] | None = None, keepdim: boo
     torch's own sum does something similar on a contiguous CPU row and promises nothing.
 
     *Source*: Higham, The accuracy of floating point summation, SIAM J. Sci. Comput. 14, 1993.
+
+    >>> import torch
+    >>> pairwise_sum(torch.full((1000,), 0.5), keepdim=True)
+    tensor([500.])
     """
     require_real(x, "pairwise_sum")
     rows, shape = _rows(x, dim, keepdim)

@@ -102,10 +102,10 @@ def train_rnn_stable(
                 gradients = gradients_of(model)
                 norm = global_norm(gradients)
             if math.isfinite(norm):
-                if max_grad_norm is not None:
-                    clip_by_global_norm_(gradients, max_grad_norm, norm=norm)
                 if monitor is not None:
                     monitor.log_gradient_stats(model)
+                if max_grad_norm is not None:
+                    clip_by_global_norm_(gradients, max_grad_norm, norm=norm)
                 optimizer.step()
                 losses.append(value)
                 norms.append(norm)

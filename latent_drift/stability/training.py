@@ -78,10 +78,10 @@ def stable_training_step(
     finite = math.isfinite(norm)
     clipped = False
     if finite:
+        if monitor is not None:
+            monitor.log_gradient_stats(model)  # before clipping: the warning is about what came out of backward
         if max_grad_norm is not None:
             clipped = clip_by_global_norm_(gradients, max_grad_norm, norm=norm).clipped
-        if monitor is not None:
-            monitor.log_gradient_stats(model)
     if scaler is not None:
         scaler.step(optimizer)  # skips by itself if a gradient is not finite
         scaler.update()

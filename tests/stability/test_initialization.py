@@ -205,12 +205,12 @@ def test_lsuv_scales_shared_weights_once_keeps_zeros_and_refuses_bad_data() -> N
     assert all(v == pytest.approx(1, rel=0.02) for v in lsuv_init(half, torch.randn(128, 64).half()).values())
 
 
-def _residual_mlp(scheme: str, depth: int = 30, width: int = 32) -> nn.Module:
+def _residual_mlp(scheme: str, depth: int = 20, width: int = 32) -> nn.Module:
     blocks = [ResidualBranch(nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)), scheme, depth) for _ in range(depth)]  # type: ignore[arg-type]
     return nn.Sequential(nn.Linear(16, width), *blocks, nn.Linear(width, 4))
 
 
-def _residual_convnet(scheme: str, depth: int = 10) -> nn.Module:
+def _residual_convnet(scheme: str, depth: int = 5) -> nn.Module:
     blocks = [
         ResidualBranch(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)), scheme, depth) for _ in range(depth)
     ]  # type: ignore[arg-type]

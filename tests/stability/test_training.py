@@ -324,3 +324,13 @@ def test_plots_are_written_at_a_size_that_keeps_100_layers_apart(tmp_path: Path)
         assert all(abs(a.y0 - b.y0) >= 0.9 * a.height for a, b in pairwise(boxes))  # no label on another
     with pytest.raises(UsageError, match=r"\.png, \.svg or \.pdf"):
         plot_gradient_flow(flow, tmp_path / "flow.bmp")
+
+
+def test_the_monitor_sees_the_norm_before_clipping_so_that_it_can_warn() -> None:
+    model, monitor = _model(), StabilityMonitor()
+    x, y = _data(1)[0]
+    result = stable_training_step(
+        model, x * 1e5, y, torch.optim.SGD(model.parameters(), lr=1e-9), F.cross_entropy, monitor=monitor, max_grad_norm=1.0
+    )
+    assert monitor.grad_norms[-1] == pytest.approx(result["grad_norm"], rel=1e-4)
+    assert [w["kind"] for w in monitor.warnings] == ["gradient_norm"]
