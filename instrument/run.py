@@ -42,6 +42,8 @@ class _Deferred:
     shape: tuple[int, ...]
 
 
+_graph_task = torch._C._current_graph_task_id  # -1 outside backward
+
 CONSEQUENCES = frozenset({"NS506", "NS507", "NS508", "NS509"})
 """Findings that say that something went wrong before them."""
 
@@ -72,6 +74,7 @@ class Run:
         self.foreign_patches: tuple[str, ...] = ()
         self._armed: set[tuple[str, int]] = set()
         self._fired: set[tuple[str, int]] = set()
+        self._bounded_at: set[tuple[str, int]] = set()
         self.optimizers: WeakSet[torch.optim.Optimizer] = WeakSet()
         self.backward_calls = 0
         self.updates_by_hand = False
@@ -155,8 +158,20 @@ class Run:
             self._births.add(Birth(code, op, site, message, self._facts(x) if self._births.wants_facts(site) else {}, weak))
 
     def is_armed(self, site: Site | None) -> bool:
-        """True if this line made a bad number that spoiled a step before: what the ordinary rules leave alone there is bounded from then on."""
-        return bool(self._armed) and site is not None and (site.file, site.line) in self._armed
+        """True if this line made a bad number that spoiled a step before: what the ordinary rules leave alone there is bounded from then on.
+
+        A checkpoint runs the forward pass again inside backward and compares the two: a line that was armed in between, by the loss of this very
+        step, does there what it did the first time.
+        """
+        if not self._armed or site is None:
+            return False
+        place = (site.file, site.line)
+        if _graph_task() != -1:
+            return place in self._bounded_at
+        if place in self._armed:
+            self._bounded_at.add(place)
+            return True
+        return False
 
     def blame(self) -> None:
         """This step's loss or gradient is not finite: name the first place that made a bad number, and guard such places more tightly from now on.

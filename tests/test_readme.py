@@ -28,7 +28,9 @@ def test_python_example_runs(index, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("command", ["stable-run --help", "latent-drift --help", "latent-drift config list", "python -m patches list", "python -m instrument --help"])
+@pytest.mark.parametrize(
+    "command", ["stable-run --help", "latent-drift --help", "latent-drift config list", "python -m patches list", "python -m instrument --help"]
+)
 def test_named_commands_answer(command):
     words = command.split()
     words[0] = sys.executable if words[0] == "python" else str(Path(sys.executable).with_name(words[0]))

@@ -21,7 +21,8 @@ from instrument.guards.base import Function, Spelling, is_compiling, mimic
 from instrument.guards.step import parameter_names
 from instrument.run import Run
 from instrument.runtime import RUNTIME, is_plain, without_function_modes
-from latent_drift.numerics.gradients import global_norm, zero_nonfinite_
+from latent_drift.numerics.finite import is_finite
+from latent_drift.numerics.gradients import zero_nonfinite_
 
 NONFINITE_LOSS = "NS509"
 NONFINITE_GRADIENT = "NS506"
@@ -160,7 +161,7 @@ def _judge_leaves(run: Run, roots: Sequence[Any]) -> None:
     stepped = {id(p) for optimizer in list(run.optimizers) for group in optimizer.param_groups for p in group["params"]}
     leaves = [leaf for leaf in _leaves(roots) if leaf.grad is not None and id(leaf) not in stepped]
     with torch.no_grad(), without_function_modes():
-        bad = [leaf for leaf in leaves if leaf.grad is not None and not math.isfinite(global_norm([leaf.grad]))] if _any_bad(leaves) else []
+        bad = [leaf for leaf in leaves if leaf.grad is not None and not is_finite(leaf.grad)]
         if bad:
             run.blame()
             names = ", ".join(parameter_names(bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
@@ -171,10 +172,6 @@ def _judge_leaves(run: Run, roots: Sequence[Any]) -> None:
             count = zero_nonfinite_([leaf.grad for leaf in bad if leaf.grad is not None])
             run.tally.skipped += 1 if count else 0
     run.update_by_hand_finished()
-
-
-def _any_bad(leaves: Sequence[Tensor]) -> bool:
-    return not math.isfinite(global_norm([leaf.grad for leaf in leaves if leaf.grad is not None]))
 
 
 def _grad(original: Function, spelling: Spelling) -> Function:
@@ -188,13 +185,13 @@ def _grad(original: Function, spelling: Spelling) -> Function:
             return result
         plain = [g for g in result if is_plain(g) and g.is_cpu and g.numel()]
         with without_function_modes():
-            if not plain or math.isfinite(global_norm([g.detach() for g in plain])):
+            if all(is_finite(g) for g in plain):
                 return result
             acts = run.policy.act
             for root in _roots(args, kwargs, "outputs"):
                 _look_at(run, root)
             run.blame()
-            bad = next(g for g in plain if not math.isfinite(global_norm([g.detach()])))
+            bad = next(g for g in plain if not is_finite(g))
             said = "; those elements were set to 0" if acts else ""
             run.note(
                 NONFINITE_GRADIENT, "zeroed" if acts else "observed", "grad", x=bad, message="torch.autograd.grad gave non-finite elements" + said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,12 +70,13 @@ def mimic(original: Function, spelling: Spelling) -> Callable[[Function], Functi
 
     def decorate(function: Function) -> Function:
         functools.update_wrapper(function, original, assigned=("__name__", "__doc__", "__annotations__"))
-        # pickle looks a function up by these two and wants to find it there: at the place that is replaced, which is not always the one that
-        # the original names (torch.exp calls itself torch._VariableFunctionsClass.exp).
-        owner = spelling.owner
-        is_class = isinstance(owner, type)
-        function.__module__ = owner.__module__ if is_class else owner.__name__
-        function.__qualname__ = f"{owner.__qualname__}.{spelling.name}" if is_class else spelling.name
+        if isinstance(spelling.owner, type):
+            function.__module__ = "torch" if spelling.owner is torch.Tensor else spelling.owner.__module__
+            function.__qualname__ = f"{spelling.owner.__qualname__}.{spelling.name}"
+        elif inspect.isfunction(original):
+            function.__module__, function.__qualname__ = original.__module__, original.__qualname__
+        else:  # a builtin knows itself by a private name; the public one is where it is found
+            function.__module__, function.__qualname__ = spelling.owner.__name__, spelling.name
         function.__prepare_scriptable__ = lambda: original  # type: ignore[attr-defined]
         return function
 

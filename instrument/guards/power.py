@@ -20,7 +20,7 @@ from torch import Tensor
 
 from instrument.guards.base import Function, Spelling, spelled
 from instrument.guards.gradient_filter import again, can_filter, filtered, with_own_numbers
-from instrument.guards.result import AbstractElementwiseGuard, Call, is_armed, magnitude, smallest
+from instrument.guards.result import AbstractElementwiseGuard, Call, magnitude, smallest
 from instrument.runtime import FLOATS, RUNTIME
 
 _pow = torch.pow
@@ -101,7 +101,7 @@ class PowerGuard(AbstractElementwiseGuard):
         site = run.site()
         shown = next((v for v in values if isinstance(v, Tensor)), out)
         self.note_bounded(call, over, shown, site)
-        return super().settled(self._inside(call, values, (a, p), over, is_armed(site)))
+        return super().settled(self._inside(call, values, (a, p), over, RUNTIME.run.is_armed(site)))
 
     def value(self, call: Call, position: int) -> Any:
         """An operand: the base or the exponent."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -24,25 +23,6 @@ from instrument.runtime import RUNTIME, function_modes, is_plain, without_functi
 
 _vector_norm = torch.linalg.vector_norm
 _amin = torch.amin
-
-
-_BOUNDED_AT: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
-_in_backward = torch._C._current_graph_task_id
-
-
-def is_armed(site: Any) -> bool:
-    """Whether this line spoiled a step before, as its forward pass saw it.
-
-    A checkpoint runs the forward pass again inside backward. A line that was armed in between, by the loss of this very step, must do there
-    what it did the first time: a checkpoint compares the two.
-    """
-    seen = _BOUNDED_AT.setdefault(RUNTIME.run, set())
-    if _in_backward() != -1:
-        return site in seen
-    if RUNTIME.run.is_armed(site):
-        seen.add(site)
-        return True
-    return False
 
 
 def is_optimizer_arithmetic() -> bool:
@@ -162,7 +142,7 @@ class AbstractResultGuard(AbstractGuard):
     def bounds_forward(self, site: Any) -> bool:
         """Whether a non-finite result is bounded at this line."""
         run = RUNTIME.run
-        return bool(run.policy.act and (getattr(run.config, self.section).bound_forward or is_armed(site)))
+        return bool(run.policy.act and (getattr(run.config, self.section).bound_forward or RUNTIME.run.is_armed(site)))
 
     def neutralises(self, out: Tensor) -> bool:
         """Whether the gradient of this result is to be filtered."""

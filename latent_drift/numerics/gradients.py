@@ -74,7 +74,7 @@ def global_norm(gradients: Sequence[Tensor], norm_type: float = 2.0) -> float:
     if not gradients:
         return 0.0
     first = gradients[0]
-    if len(gradients) > 1 and first.layout is torch.strided and not first.is_complex():
+    if first.layout is torch.strided and not first.is_complex():
         try:
             norms = (
                 torch._foreach_norm(gradients, norm_type, dtype=torch.float32) if first.dtype in _HALF else torch._foreach_norm(gradients, norm_type)
