@@ -25,7 +25,7 @@ class FactorizationGuard(AbstractRaisingGuard):
     """Factorisations and solves of square matrices."""
 
     code: ClassVar[str] = "NS705"
-    errors: ClassVar[tuple[type[Exception], ...]] = (torch._C._LinAlgError,)
+    errors: ClassVar[tuple[type[Exception], ...]] = (torch.linalg.LinAlgError,)  # type: ignore[attr-defined]
 
     def spellings(self) -> list[Spelling]:
         return [

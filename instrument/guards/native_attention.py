@@ -31,7 +31,7 @@ class NativeAttentionGuard(AbstractGuard):
         @mimic(original, spelling)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
-            out = result[0] if isinstance(result, tuple) else None
+            out: Any = result[0] if isinstance(result, tuple) else None
             if is_compiling() or not RUNTIME.active or not is_plain(out) or not out.is_cpu or not out.numel():
                 return result
             with without_function_modes():

@@ -221,7 +221,7 @@ class Watch:
             return mode.watched(functools.partial(original, cls), cls.__name__, args, kwargs)
 
         self._apply = replace_attribute(torch.autograd.Function, "apply", classmethod(apply))
-        mode.__enter__()
+        mode.__enter__()  # type: ignore[no-untyped-call]
         self._step_began = False
         return True
 
@@ -251,7 +251,7 @@ class Watch:
     def settle(self) -> None:
         """Take a finished mode off, if it is the one on top: inside a call that it is handling it is not, and the next occasion does it."""
         if self._mode is not None and self._mode.done and torch.overrides._get_current_function_mode() is self._mode:
-            self._mode.__exit__(None, None, None)
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._mode = None
             if self._apply is not None:
                 self._apply.undo()

@@ -76,9 +76,8 @@ def global_norm(gradients: Sequence[Tensor], norm_type: float = 2.0) -> float:
     first = gradients[0]
     if first.layout is torch.strided and not first.is_complex():
         try:
-            norms = (
-                torch._foreach_norm(gradients, norm_type, dtype=torch.float32) if first.dtype in _HALF else torch._foreach_norm(gradients, norm_type)
-            )
+            tensors = gradients if isinstance(gradients, list) else list(gradients)
+            norms = torch._foreach_norm(tensors, norm_type, dtype=torch.float32) if first.dtype in _HALF else torch._foreach_norm(tensors, norm_type)
             total = torch.linalg.vector_norm(torch.stack(norms), norm_type).item()
         except (RuntimeError, NotImplementedError):  # mixed devices, sparse or DTensor among them: the careful path takes any
             return _norm_in_float64(gradients, norm_type)
@@ -161,7 +160,8 @@ def _unit_norms(x: Tensor) -> Tensor:
     x = x.detach().double() if x.dtype is torch.float64 else x.detach().float()
     if x.is_complex():
         x = torch.view_as_real(x).flatten(-2)
-    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True) if x.dim() > 1 else torch.linalg.vector_norm(x)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True) if x.dim() > 1 else torch.linalg.vector_norm(x)
+    return norms
 
 
 def clip_adaptively_(parameters: Sequence[Tensor], clipping: float = 0.01, floor: float = 1e-3) -> ClipOutcome:
