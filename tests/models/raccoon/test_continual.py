@@ -16,7 +16,7 @@ def classifier(**kwargs):
 @pytest.fixture(scope="module")
 def trained():
     model = classifier()
-    train_raccoon_classifier(model, LogDataset(4000, seed=0), 120)
+    train_raccoon_classifier(model, LogDataset(4000, seed=0), 60)
     return model
 
 
@@ -164,7 +164,7 @@ def test_adapts_to_the_drift_without_forgetting(trained):
     torch.manual_seed(0)
     continuous_learning_phase(model, LogDataset(1200, drift_point=300, seed=7), batch_size=4)
     common, old = labels < 2, labels >= 2
-    assert accuracy(model, tokens[common], labels[common]) > accuracy(trained, tokens[common], labels[common]) + 0.003
+    assert accuracy(model, tokens[common], labels[common]) > accuracy(trained, tokens[common], labels[common]) + 0.005
     assert accuracy(model, tokens[old], labels[old]) > accuracy(trained, tokens[old], labels[old]) - 0.01
 
 
