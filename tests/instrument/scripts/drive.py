@@ -34,6 +34,7 @@ def main():
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
             if profile == "plain":
                 namespace = {"__name__": "__main__", "__file__": path}
+                sys.argv = [path]
                 try:
                     exec(compile(open(path, encoding="utf-8").read(), path, "exec"), namespace)
                 except Exception as error:
@@ -51,7 +52,7 @@ def main():
         loss, finite = numbers_of(namespace)
         row["loss"] = repr(loss)
         row["finite"] = finite
-        print(json.dumps(row), flush=True)
+        sys.stdout.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":
