@@ -84,6 +84,13 @@ def test_a_parse_error_is_reported_and_the_rest_is_done(run, tmp_path):
     assert run("check", ".").status == 2
 
 
+def test_newer_python_than_our_own_is_no_parse_error(run, tmp_path):
+    write(tmp_path, new="def first[T](x: list[T]) -> T:\n    return x[0]\n")
+    result = run("check", ".")
+    assert result.status == 0
+    assert result.err == ""
+
+
 def test_json_is_a_list_of_objects_with_the_promised_keys(run, tmp_path):
     write(tmp_path, safe=SAFE, unsafe=UNSAFE)
     found = json.loads(run("check", "--output", "json", ".").out)
