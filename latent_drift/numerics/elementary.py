@@ -76,9 +76,8 @@ def divide(numerator: Tensor | float, denominator: Tensor | float, floor: float 
     in the denominator, so its gradient to the denominator is 0; to the numerator it is at most 1/floor. The
     traps: `a / (b + eps)` is off by eps/b everywhere and has a pole at b = -eps; a floor times `sign(b)` is 0 at b = 0.
     """
-    like = denominator if isinstance(denominator, Tensor) else numerator
-    require_real(like, "divide", "denominator" if isinstance(denominator, Tensor) else "numerator")
-    assert isinstance(like, Tensor)
+    number_below = isinstance(denominator, (int, float))
+    like = require_real(numerator if number_below else denominator, "divide", "numerator" if number_below else "denominator")
     numerator = require_real(numerator, "divide", "numerator") if isinstance(numerator, Tensor) else like.new_tensor(float(numerator))
     denominator = denominator if isinstance(denominator, Tensor) else like.new_tensor(float(denominator))
     least = _floor(floor, denominator.dtype, "divide")

@@ -79,7 +79,7 @@ def stable_divide(numerator: Tensor | float, denominator: Tensor | float, eps: f
     >>> stable_divide(torch.tensor([1.0, 1.0, 6.0]), torch.tensor([0.0, -0.0, 3.0]), eps=0.5)
     tensor([ 2., -2.,  2.])
     """
-    tensor = denominator if isinstance(denominator, Tensor) else numerator
+    tensor = numerator if isinstance(denominator, (int, float)) else denominator
     config = settings_for(tensor, "stable_divide")
     return elementary.divide(numerator, denominator, config.division_eps if eps is None else eps)
 
