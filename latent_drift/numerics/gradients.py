@@ -81,7 +81,7 @@ def global_norm(gradients: Sequence[Tensor], norm_type: float = 2.0) -> float:
             total = torch.linalg.vector_norm(torch.stack(norms), norm_type).item()
         except (RuntimeError, NotImplementedError):  # mixed devices, sparse or DTensor among them: the careful path takes any
             return _norm_in_float64(gradients, norm_type)
-        if math.isfinite(total):
+        if math.isfinite(total) and total > 0.0:  # 0 may be squares that underflowed
             return float(total)
     return _norm_in_float64(gradients, norm_type)
 

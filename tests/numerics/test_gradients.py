@@ -46,6 +46,13 @@ def test_finite_gradients_have_a_finite_norm_although_their_squares_overflow():
     assert global_norm(half) == pytest.approx(600_000.0, rel=1e-3)
 
 
+def test_tiny_gradients_have_their_norm_although_their_squares_underflow():
+    gradients = [torch.full((4,), 1e-30), torch.zeros(3)]
+    assert nn.utils.get_total_norm(gradients).item() == 0.0, "negative control"
+    assert global_norm(gradients) == pytest.approx(2e-30)
+    assert global_norm([torch.zeros(2), torch.zeros(3)]) == 0.0
+
+
 def test_clipping_is_bitwise_torchs_on_ordinary_gradients():
     torch.manual_seed(1)
     gradients = [torch.randn(50) * 3, torch.randn(4, 4)]
