@@ -63,8 +63,8 @@ class DivisionGuard(AbstractElementwiseGuard):
                 return out
             if function_modes():
                 with without_function_modes():
-                    return out if self.is_clear(op, out, args, kwargs) else self.settled(Call(original, op, args, kwargs, out))
-            return out if self.is_clear(op, out, args, kwargs) else self.settled(Call(original, op, args, kwargs, out))
+                    return out if self.is_clear(op, out, args, kwargs) else self.answer(Call(original, op, args, kwargs, out))
+            return out if self.is_clear(op, out, args, kwargs) else self.answer(Call(original, op, args, kwargs, out))
 
         return guarded
 

@@ -158,7 +158,7 @@ def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwa
     upper = argument_bound(op, out.dtype, run.policy, tight=run.is_armed(site))
     lower = _lower(op, upper)
     over = _over(x, out.dtype, lower, upper)
-    if not bool(over.any()):
+    if not bool(over.any()) or run.allows(op, site):
         return out  # NaN that came in, or a value that only rounding brought to the threshold
     _note(run, op, x, over, out.dtype, upper, site)
     if not run.policy.act:
@@ -201,7 +201,7 @@ def _inplace(original: Function, spelling: Spelling) -> Function:
             site = run.site()
             upper = argument_bound(op, x.dtype, run.policy, tight=run.is_armed(site))
             over = _over(x, x.dtype, _lower(op, upper), upper)
-            if not bool(over.any()):
+            if not bool(over.any()) or run.allows(op, site):
                 return original(*args, **kwargs)
             _note(run, op + "_", x, over, x.dtype, upper, site)
             if not run.policy.act or (x.is_leaf and x.requires_grad and torch.is_grad_enabled()):

@@ -47,8 +47,8 @@ class NormGuard(AbstractReductionGuard):
                 return out
             if function_modes():
                 with without_function_modes():
-                    return out if self.is_clear(op, out, args, kwargs) else self.settled(self._call(original, op, args, kwargs, out))
-            return out if self.is_clear(op, out, args, kwargs) else self.settled(self._call(original, op, args, kwargs, out))
+                    return out if self.is_clear(op, out, args, kwargs) else self.answer(self._call(original, op, args, kwargs, out))
+            return out if self.is_clear(op, out, args, kwargs) else self.answer(self._call(original, op, args, kwargs, out))
 
         return guarded
 

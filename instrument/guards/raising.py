@@ -60,7 +60,7 @@ class AbstractRaisingGuard(AbstractGuard):
         run = RUNTIME.run
         first_line = str(error).partition("\n")[0].rstrip(": ")
         with without_function_modes():
-            if run.config.act and run.config.repair_raising:
+            if run.config.act and run.config.repair_raising and not run.allows(op):
                 for new_args, new_kwargs, change in self.attempts(op, culprit, args, kwargs):
                     try:
                         result = original(*new_args, **new_kwargs)

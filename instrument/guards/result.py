@@ -70,6 +70,10 @@ class AbstractResultGuard(AbstractGuard):
     def is_clear(self, op: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """One cheap look: True if nothing can be wrong. False only leads to the exact questions of `settled`."""
 
+    def answer(self, call: Call) -> Any:
+        """The result as it is where the config's allow-list covers it, else the settled one."""
+        return call.out if RUNTIME.run.allows(call.op) else self.settled(call)
+
     @abstractmethod
     def settled(self, call: Call) -> Any:
         """The result to return where `is_clear` is not sure."""
@@ -96,8 +100,8 @@ class AbstractResultGuard(AbstractGuard):
                 return out
             if function_modes():
                 with without_function_modes():
-                    return out if is_clear(op, out, args, kwargs) else self.settled(Call(original, op, args, kwargs, out))
-            return out if is_clear(op, out, args, kwargs) else self.settled(Call(original, op, args, kwargs, out))
+                    return out if is_clear(op, out, args, kwargs) else self.answer(Call(original, op, args, kwargs, out))
+            return out if is_clear(op, out, args, kwargs) else self.answer(Call(original, op, args, kwargs, out))
 
         return guarded
 
@@ -124,7 +128,7 @@ class AbstractResultGuard(AbstractGuard):
                     return original(*args, **kwargs)  # whatever is wrong with the call, torch says it
                 if not is_plain(preview) or preview.shape != x.shape or preview.dtype is not x.dtype or self.is_clear(op, preview, args, kwargs):
                     return original(*args, **kwargs)
-                settled = self.settled(Call(form, op, args, kwargs, preview))
+                settled = self.answer(Call(form, op, args, kwargs, preview))
                 return original(*args, **kwargs) if settled is preview else x.copy_(settled)
 
         return guarded

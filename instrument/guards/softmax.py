@@ -88,7 +88,7 @@ def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwa
         return out
     empty = _empty_rows(x, _row_dim(x, args, kwargs))
     rows = int(empty.sum())
-    if rows == 0:
+    if rows == 0 or run.allows(op):
         return out
     acts = run.policy.act and run.policy.empty_rows != "leave"
     run.note(

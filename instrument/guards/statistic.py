@@ -76,7 +76,7 @@ class EmptyMeanGuard(AbstractReductionGuard):
             x: Any = args[0] if args else kwargs.get("input")
             if not is_plain(x) or x.numel() or not is_plain(out) or not out.is_cpu or not out.numel():
                 return out
-            return self.settled(Call(original, op, args, kwargs, out))
+            return self.answer(Call(original, op, args, kwargs, out))
 
         return guarded
 

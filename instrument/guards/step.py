@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from instrument.callsite import user_frame
 from instrument.guards.base import Function, Spelling, is_compiling, mimic
 from instrument.guards.step_snapshot import StepSnapshot
-from instrument.runtime import FLOATS, RUNTIME
+from instrument.runtime import FLOATS, RUNTIME, without_function_modes
 from latent_drift.errors import GiveUpError, NumericalError
 from latent_drift.numerics.finite import is_finite, nonfinite_positions
 from latent_drift.numerics.gradients import (
@@ -175,7 +175,8 @@ def _scaler_decides(optimizer: Optimizer) -> bool:
 
 
 def _true_norm(optimizer: Optimizer, gradients: Sequence[Tensor]) -> float:
-    return global_norm(gradients) / _grad_scale(optimizer)
+    with without_function_modes():  # gradients that are judged here are no data to the watching mode
+        return global_norm(gradients) / _grad_scale(optimizer)
 
 
 def _clip(optimizer: Optimizer, gradients: list[Tensor], norm: float) -> None:
@@ -264,13 +265,15 @@ def parameter_names(parameters: Sequence[Tensor]) -> list[str]:
 
 
 def _is_risky(optimizer: Optimizer, norm: float) -> bool:
-    """Whether this step could spoil a parameter although its gradients are finite.
+    """Whether the update needs a look: it could spoil a parameter although its gradients are finite, or the config bounds it.
 
     torch's own optimizers cannot with ordinary numbers in float32 and float64: what remains is state that was loaded bad, a half-precision
     parameter (an eps that is 0 there), an eps of 0, and a learning rate or gradient near the dtype's end. Of other optimizers nothing is known.
     """
     if type(optimizer).__module__.partition(".")[0] != "torch" or not math.isfinite(norm):
         return True
+    if RUNTIME.run.config.gradient.update_bound.kind != "none":
+        return True  # bounding an update needs what was there before it
     if RUNTIME.run.is_first_step(optimizer) and any(
         not is_finite(v) for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)
     ):
@@ -291,7 +294,32 @@ def _checked_update(optimizer: Optimizer, run_step: Function, args: tuple[Any, .
     """Step on a copy of parameters and state that is put back if a parameter that was finite no longer is."""
     snapshot = StepSnapshot(optimizer)
     result = run_step(optimizer, *args, **kwargs)
+    _bound_update(optimizer, snapshot)
     return result, _put_back_if_spoilt(optimizer, snapshot)
+
+
+@torch.no_grad()
+def _bound_update(optimizer: Optimizer, snapshot: StepSnapshot) -> None:
+    """Scale back the updates that are larger than the config's share of their parameter: Adam's step does not depend on the gradient's scale, so
+    clipping the gradient does not bound it."""
+    bound = RUNTIME.run.config.gradient.update_bound
+    if bound.kind == "none":
+        return
+    shortened = 0
+    largest = 0.0
+    for parameter, before in zip(_parameters(optimizer), snapshot.parameters, strict=True):
+        update = parameter.detach() - before
+        size = global_norm([update])
+        limit = bound.max_ratio * max(global_norm([before]), bound.eps)
+        if math.isfinite(size) and size > limit:
+            parameter.detach().copy_(before + update * (limit / size))
+            shortened += 1
+            largest = max(largest, size / limit)
+    if shortened:
+        message = (
+            f"the updates of {shortened} parameters were scaled back to {bound.max_ratio:g} of their norm; the largest was {largest:.3g} times that"
+        )
+        RUNTIME.run.note("NS512", "clipped", "step", message=message)
 
 
 def _put_back_if_spoilt(optimizer: Optimizer, snapshot: StepSnapshot) -> bool:

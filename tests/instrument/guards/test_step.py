@@ -358,3 +358,19 @@ def test_lr_scheduler_built_before_the_block():
         scheduler.step()
     assert torch.equal(parameter.detach(), torch.ones(2))
     assert run.tally.skipped == 1
+
+
+def test_the_update_itself_is_bounded_where_the_config_asks():
+    def train(**settings):
+        parameter = nn.Parameter(torch.full((4,), 2.0))
+        optimizer = torch.optim.Adam([parameter], lr=100.0)
+        with instrument.stable(**settings) as run:
+            parameter.grad = torch.full((4,), 1e-3)
+            optimizer.step()
+        return parameter.detach(), run
+
+    plain, _ = train(profile="guard")
+    assert plain[0].item() == pytest.approx(-98.0, rel=1e-4), "negative control: a tiny gradient, a huge step"
+    bounded, run = train(gradient={"update_bound": {"kind": "ratio", "max_ratio": 0.05}})
+    assert bounded.tolist() == pytest.approx([1.9] * 4)
+    assert [e.code for e in run.events] == ["NS512"]
