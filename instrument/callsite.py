@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import linecache
+import re
 import sys
 import sysconfig
 from enum import Enum
@@ -11,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+import torch.fx
 from torch import nn
 
 import latent_drift
@@ -75,9 +78,33 @@ def user_frame(frame: FrameType | None = None) -> FrameType | None:
 
 
 def user_site() -> Site | None:
-    """The line of the user's own code that is running now."""
+    """The line of the user's own code that is running now. In a compiled graph that a Python backend runs, the line that the running node was
+    traced from."""
     frame = user_frame(sys._getframe(1))
+    while frame is not None and frame.f_code.co_filename.startswith("<eval_with_key>"):
+        traced = _traced_site(frame)
+        if traced is not None:
+            return traced
+        frame = user_frame(frame.f_back) if frame.f_back is not None else None
     return None if frame is None else site_of(frame)
+
+
+_TRACED_FRAME = re.compile(r'File "(.+)", line (\d+), in (.+)')
+
+
+def _traced_site(frame: FrameType) -> Site | None:
+    """Where the node of a `torch.fx.GraphModule` that `frame` is at was written. The generated code's own lines mean nothing to anybody."""
+    module = frame.f_locals.get("self")
+    lines, start = getattr(module, "_lineno_map", None), getattr(module, "_prologue_start", None)
+    if not isinstance(module, torch.fx.GraphModule) or not isinstance(lines, dict) or not isinstance(start, int):
+        return None
+    index = lines.get(frame.f_lineno - start)
+    node = next(itertools.islice(module.graph.nodes, index, None), None) if index is not None else None
+    found = _TRACED_FRAME.findall((node.stack_trace if node is not None else None) or "")
+    for file, line, function in reversed(found):
+        if _origin(file) is _Origin.USER:
+            return Site(file, int(line), function, linecache.getline(file, int(line)).strip() or None)
+    return None
 
 
 def module_path() -> str | None:

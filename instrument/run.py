@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -18,12 +20,13 @@ from torch import Tensor
 from instrument.callsite import module_path, user_site
 from instrument.events import Action, Event, EventLog, Site, write_jsonl
 from instrument.guards.exp import bounds_by_op, thresholds_by_op
+from instrument.guards.kept_parameters import KeptParameters
 from instrument.locate.births import Birth, Births
 from instrument.locate.watch import Watch
 from instrument.policy import Policy
 from instrument.report.terminal import summary_table
 from latent_drift.config import StabilityConfig
-from latent_drift.errors import UsageError
+from latent_drift.errors import NumericalError, UsageError
 from latent_drift.numerics.finite import summarise
 from latent_drift.numerics.gradients import GradientHistory
 from patches.findings import FINDINGS
@@ -80,6 +83,7 @@ class Run:
         self.updates_by_hand = False
         self.scaled_loss: weakref.ref[Tensor] | None = None
         self._births = Births()
+        self.kept = KeptParameters()
         self._blamed = False
         self._explained = False
         self._first_cause: Event | None = None
@@ -155,6 +159,8 @@ class Run:
         site = site if site is not None else self.site()
         if site is not None and not self._births.is_harmless(site):
             self._fired.add((site.file, site.line))
+            if self.policy.act:
+                self.kept.keep(self.optimizers)
             self._births.add(Birth(code, op, site, message, self._facts(x) if self._births.wants_facts(site) else {}, weak))
 
     def is_armed(self, site: Site | None) -> bool:
@@ -178,6 +184,7 @@ class Run:
 
         If none is known, the next steps are watched operation by operation, within the config's budget.
         """
+        self.put_parameters_back()
         if self._blamed:
             return
         self._blamed = True
@@ -187,13 +194,45 @@ class Run:
             event = self.log.record(self._event(origin.code, "observed", origin.op, origin.message, origin.site, None, origin.facts))
             self._first_cause = self._first_cause or event
             self.watch.finish(mend=self.policy.act and origin.code == "NS805")
-        elif not self._fired and not self._explained:
-            self.watch.start(self)
         new = self._fired - self._armed
+        # What was armed before and fired again did not suffice: something after it fails too.
+        if origin is None and not new and (not self._explained or self.policy.act):
+            self.watch.start(self)
         if new:
             self._armed |= new
             self.smallest_exp_bound = bounds_by_op(self.policy, tight=True)
             self.exp_threshold = thresholds_by_op(self.smallest_exp_bound)
+
+    def allows(self, op: str, site: Site | None = None) -> bool:
+        """Whether the config's allow-list says that a non-finite value is meant here: by `file.py:line`, `file.py`, operation or module path, with *
+        as a wildcard. Asked only where something was found."""
+        patterns = self.config.anomaly.allow
+        if not patterns:
+            return False
+        names = [op]
+        site = site if site is not None else self.site()
+        if site is not None:
+            for file in (site.file, Path(site.file).name):
+                names += [file, f"{file}:{site.line}"]
+        module = module_path()
+        if module is not None:
+            names.append(module)
+        return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+    def unrepaired(self, event: Event) -> None:
+        """An anomaly that nothing mended: warn or raise, as `anomaly.action` says.
+
+        Raises:
+            NumericalError: the config says to raise.
+        """
+        action = self.config.anomaly.action
+        if action == "record":
+            return
+        cause = self.first_cause or event
+        text = f"{event.message} (first cause: {cause.where} {cause.code} {cause.name}: {cause.message}). {FINDINGS[cause.code].remedy}"
+        if action == "raise":
+            raise NumericalError(text)
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
 
     def defer(self, flag: Tensor, code: str, action: Action, op: str, site: Site | None, x: Tensor) -> None:
         """Keep a flag on its device until the step reads all of them at once."""
@@ -244,8 +283,21 @@ class Run:
         self._births.finish_step(healthy=healthy)
         # Failures in a row are one cascade; after a step that went well the next one is a new question.
         self._explained = self._explained and not healthy
+        if healthy:
+            self.kept.drop()
+        else:
+            self.put_parameters_back()
         self._blamed = False
         self.watch.step_finished()
+
+    def put_parameters_back(self) -> bool:
+        """Restore parameters that an update made non-finite where no optimizer's guard stood, if copies from before it are held; returns whether
+        any was."""
+        restored = self.kept.put_back()
+        if restored:
+            message = f"an update outside of any optimizer's step made {len(restored)} parameters non-finite; they were put back as they were before"
+            self.note("NS508", "rolled-back", "update", message=message)
+        return bool(restored)
 
     def mark_scaled(self, loss: Tensor) -> None:
         """This loss carries a GradScaler's factor: an overflow in it or in its gradients is the scaler's search, no anomaly."""

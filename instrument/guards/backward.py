@@ -20,14 +20,14 @@ from torch.optim import Optimizer
 from instrument.guards.base import Function, Spelling, is_compiling, mimic
 from instrument.guards.step import parameter_names
 from instrument.run import Run
-from instrument.runtime import RUNTIME, is_plain, without_function_modes
+from instrument.runtime import RUNTIME, function_modes, is_plain, without_function_modes
 from latent_drift.numerics.finite import is_finite
 from latent_drift.numerics.gradients import zero_nonfinite_
 
 NONFINITE_LOSS = "NS509"
 NONFINITE_GRADIENT = "NS506"
 
-_COVERED_LOOKS = 2  # backward calls after which the leaves of a script with optimizers are taken to be theirs
+_COVERED_LOOKS = 3  # backward calls after which the leaves of a script with optimizers are taken to be theirs
 
 
 def spellings() -> list[Spelling]:
@@ -91,15 +91,10 @@ def _look_at(run: Run, root: Any) -> None:
         return
     with without_function_modes():
         value = root.detach().item()
-    if not math.isfinite(value):
+    if not math.isfinite(value) and not run.allows("backward"):
         run.blame()
-        run.note(
-            NONFINITE_LOSS,
-            "observed",
-            "backward",
-            x=root,
-            message=f"the loss is {value} when backward is called; its gradients are judged before use",
-        )
+        message = f"the loss is {value} when backward is called; its gradients are judged before use"
+        run.unrepaired(run.note(NONFINITE_LOSS, "observed", "backward", x=root, message=message))
 
 
 def _scale(original: Function, spelling: Spelling) -> Function:
@@ -124,12 +119,7 @@ def _nobody_steps(run: Run, roots: Sequence[Any]) -> bool:
     An optimizer that was built before the block is found once, among all objects. Where there are optimizers, the first calls of backward
     still compare their parameters with the leaves: a script may use both.
     """
-    if not run.policy.act:
-        return False
-    if run.backward_calls == 0:
-        for candidate in gc.get_objects():
-            if issubclass(type(candidate), Optimizer):
-                run.optimizers.add(candidate)
+    _find_optimizers(run)
     run.backward_calls += 1
     if not run.optimizers:
         return True
@@ -138,6 +128,15 @@ def _nobody_steps(run: Run, roots: Sequence[Any]) -> bool:
     stepped = {id(p) for optimizer in list(run.optimizers) for group in optimizer.param_groups for p in group["params"]}
     run.updates_by_hand = any(id(leaf) not in stepped for leaf in _leaves(roots))
     return run.updates_by_hand
+
+
+def _find_optimizers(run: Run) -> None:
+    """Meet the optimizers that were built before the block. A search among all objects takes long, so it is done once."""
+    if run.backward_calls == 0:
+        for candidate in gc.get_objects():
+            if issubclass(type(candidate), Optimizer):
+                run.optimizers.add(candidate)
+        run.backward_calls = 1
 
 
 def _leaves(roots: Sequence[Any]) -> list[Tensor]:
@@ -160,36 +159,60 @@ def _leaves(roots: Sequence[Any]) -> list[Tensor]:
 def _judge_leaves(run: Run, roots: Sequence[Any]) -> None:
     stepped = {id(p) for optimizer in list(run.optimizers) for group in optimizer.param_groups for p in group["params"]}
     leaves = [leaf for leaf in _leaves(roots) if leaf.grad is not None and id(leaf) not in stepped]
+    run.kept.meet(leaves)
     with torch.no_grad(), without_function_modes():
         bad = [leaf for leaf in leaves if leaf.grad is not None and not is_finite(leaf.grad)]
         if bad:
             run.blame()
+            acts = run.policy.act
             names = ", ".join(parameter_names(bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-            first = bad[0].grad
-            count = 0
             message = f"the gradient of {len(bad)} of {len(leaves)} tensors ({names}) is not finite after backward"
-            run.note(NONFINITE_GRADIENT, "zeroed", "backward", x=first, message=message + "; those elements were set to 0")
-            count = zero_nonfinite_([leaf.grad for leaf in bad if leaf.grad is not None])
-            run.tally.skipped += 1 if count else 0
+            said = "; those elements were set to 0" if acts else ""
+            run.note(NONFINITE_GRADIENT, "zeroed" if acts else "observed", "backward", x=bad[0].grad, message=message + said)
+            if acts:
+                zero_nonfinite_([leaf.grad for leaf in bad if leaf.grad is not None])
     run.update_by_hand_finished()
+
+
+def _finish_functional_step(run: Run, inputs: Sequence[Any]) -> None:
+    """Training by `autograd.grad`: what was asked for is the update, if it is of leaves that are no optimizer's while none has stepped (else it
+    may be a saliency map in the middle of a step)."""
+    _find_optimizers(run)
+    optimizers = list(run.optimizers)
+    leaves = [x for x in inputs if isinstance(x, Tensor) and x.is_leaf]
+    if not leaves or not all(run.is_first_step(optimizer) for optimizer in optimizers):
+        return
+    owned = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(leaf) in owned for leaf in leaves):
+        run.kept.meet(leaves)
+        run.update_by_hand_finished()
 
 
 def _grad(original: Function, spelling: Spelling) -> Function:
     @mimic(original, spelling)
     def guarded(*args: Any, **kwargs: Any) -> Any:
+        # Under a mode torch calls this very name once more, from inside the mode's handler: that call is judged.
+        handled_inside = function_modes()
         result = original(*args, **kwargs)
-        if is_compiling() or not RUNTIME.active or not isinstance(result, tuple):
+        if is_compiling() or not RUNTIME.active or handled_inside or not isinstance(result, tuple):
             return result
         run = RUNTIME.run
+        try:
+            return judged(run, result, args, kwargs)
+        finally:
+            if run.policy.act and not kwargs.get("create_graph") and len(args) < 5:
+                _finish_functional_step(run, _roots(args[1:], kwargs, "inputs"))
+
+    def judged(run: Run, result: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if any(run.scaled_loss is not None and run.scaled_loss() is root for root in _roots(args, kwargs, "outputs")):
             return result
+        for root in _roots(args, kwargs, "outputs"):
+            _look_at(run, root)
         plain = [g for g in result if is_plain(g) and g.is_cpu and g.numel()]
         with without_function_modes():
             if all(is_finite(g) for g in plain):
                 return result
             acts = run.policy.act
-            for root in _roots(args, kwargs, "outputs"):
-                _look_at(run, root)
             run.blame()
             bad = next(g for g in plain if not is_finite(g))
             said = "; those elements were set to 0" if acts else ""

@@ -65,7 +65,10 @@ def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwa
     x = argument(args, kwargs, 0, "input", "log_probs")
     inputs = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.is_floating_point()]
     site = run.site()
-    if all(is_finite(a) for a in inputs):
+    if run.allows(op, site):
+        return out
+    finite = all(is_finite(a) for a in inputs)
+    if finite:
         run.born("NS604", op, message=f"{op} of finite arguments is not finite", x=x, site=site)
     if not run.policy.act or rule == "leave" or not is_plain(x):
         return out
@@ -73,7 +76,9 @@ def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwa
     if result is None or not is_finite(result):
         return out
     said = {"bound": "bounded", "omit": "left out"}[rule] if op != "ctc_loss" else "left out (zero_infinity)"
-    run.note("NS604", "bounded", op, site=site, x=x, message=f"elements of {op} are not finite; they were {said}, with gradient 0", fired=True)
+    run.note("NS604", "bounded", op, site=site, x=x, message=f"elements of {op} are not finite; they were {said}, with gradient 0", fired=finite)
+    if any(bool(torch.isnan(a.detach()).any()) for a in inputs):
+        run.blame()  # the loss would be NaN, and once it is mended nothing else asks where that was born
     return result
 
 
