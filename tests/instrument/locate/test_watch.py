@@ -134,3 +134,45 @@ def test_deliberate_infinities_of_healthy_steps_are_not_blamed():
     run = train(forward, steps=6)
     assert {e.line for e in run.events if e.code == "NS805"} == {line_of("birth: after healthy steps")}
     assert not any(e.code == "NS205" for e in run.events)
+
+
+def test_a_nan_that_a_loss_function_mends_is_traced_to_where_it_came_from():
+    net = nn.Linear(3, 2)
+
+    def forward(p, index):
+        x = torch.ones(4, 3)
+        x[1, 2] = math.nan
+        out = net(x * p)  # birth: before the loss
+        return nn.functional.cross_entropy(out, torch.zeros(4, dtype=torch.long))
+
+    run = train(forward)
+    assert run.first_cause.code == "NS803", run.summary()
+    assert run.first_cause.line == line_of("birth: before the loss")
+
+
+def test_what_overflows_after_a_line_that_was_bounded_is_mended_too():
+    def forward(p, index):
+        gate = torch.exp(p * 200.0)
+        return (gate * gate) * 1e-30
+
+    run = train(forward, steps=12, profile="train")
+    assert run.tally.skipped_in_a_row == 0, run.summary()
+    assert run.tally.skipped < 6
+
+
+def test_functional_training_is_mended_as_well():
+    def loss_of(w):
+        return (torch.exp(w * 100.0) @ torch.full((3,), 1e30)).log()
+
+    w = torch.ones(3, requires_grad=True)
+    losses = []
+    with instrument.stable(profile="train") as run:
+        for _ in range(8):
+            loss = loss_of(w)
+            (g,) = torch.autograd.grad(loss, w)
+            with torch.no_grad():
+                w -= 0.01 * g
+            losses.append(loss.item())
+    assert not math.isfinite(losses[0]), "negative control"
+    assert math.isfinite(losses[-1]), run.summary()
+    assert run.tally.steps == 8
