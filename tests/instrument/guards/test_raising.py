@@ -10,6 +10,16 @@ from torch.nn import functional as F
 
 import instrument
 
+
+@pytest.fixture(autouse=True)
+def _validation_is_on():
+    """torch.compile turns the validation of distributions off for the whole process, and other tests compile."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(True)
+    yield
+    torch.distributions.Distribution.set_default_validate_args(before)
+
+
 SINGULAR = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
 EYE = torch.eye(2)
 HALF = torch.zeros(2, 3, dtype=torch.float16)
