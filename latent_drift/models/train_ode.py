@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from latent_drift.config import StabilityConfig, load
 from latent_drift.errors import UsageError
 from latent_drift.models import alphabet
+from latent_drift.models.float16_products import float16_products
 from latent_drift.models.latent_ode import DeterministicLatentODE
 from latent_drift.models.optimizer_step import OptimizerStep
 from latent_drift.models.sample_ode import sample_sequences_ode
@@ -168,10 +169,11 @@ def train_ode(
     training = OdeTraining(step.optimizer)
     model.train()
     batches = _endless(dataloader)
+    half = PRECISIONS[precision]
     for number in range(first_step, first_step + n_iter):
         tokens = next(batches).to(device)
         weight = latent_weight_at(number, loss_weights[1])
-        with torch.autocast(kind, dtype=PRECISIONS[precision], enabled=PRECISIONS[precision] is not None):
+        with torch.autocast(kind, dtype=half, enabled=half is not None), float16_products(kind, half):
             loss, stats = model(tokens, (loss_weights[0], weight, loss_weights[2]))
         outcome = step(loss)
         if scheduler is not None and not outcome.skipped:
