@@ -19,7 +19,7 @@ from torch import Tensor
 from latent_drift.errors import UsageError
 from latent_drift.numerics.bounds import Outside, clamp
 from latent_drift.numerics.dtypes import accumulation_dtype, require_real
-from latent_drift.numerics.tables import LARGEST_EXP_ARGUMENT, SMALLEST_RECIPROCAL
+from latent_drift.numerics.limits import largest_exp_argument, smallest_reciprocal
 
 
 def exp(x: Tensor, lower: float | None = None, upper: float | None = None, outside: Outside = "straight_through") -> Tensor:
@@ -38,7 +38,7 @@ def exp(x: Tensor, lower: float | None = None, upper: float | None = None, outsi
     NaN gradient where exp overflows (0 times inf); here the bound comes first.
     """
     require_real(x, "exp")
-    limit = LARGEST_EXP_ARGUMENT[x.dtype]
+    limit = largest_exp_argument(x.dtype)
     upper = limit if upper is None else min(upper, limit)
     lower = None if lower is None else min(lower, upper)
     return torch.exp(clamp(x, lower, upper, outside))
@@ -225,7 +225,7 @@ class _Expm1Minus(torch.autograd.Function):
 
 def _floor(floor: float | None, dtype: torch.dtype, function: str) -> float:
     """`floor`, lifted to what is a floor in `dtype` at all (1e-6 in float16 is subnormal and its reciprocal is inf)."""
-    least = SMALLEST_RECIPROCAL[dtype]
+    least = smallest_reciprocal(dtype)
     if floor is None:
         return least
     if not (0 <= floor < torch.finfo(dtype).max):

@@ -14,7 +14,7 @@ from torch import Tensor
 from latent_drift.numerics.bounds import attach_gradient, clamp
 from latent_drift.numerics.dtypes import accumulation_dtype, require_real
 from latent_drift.numerics.elementary import expm1_minus
-from latent_drift.numerics.tables import LARGEST_EXP_ARGUMENT, LARGEST_SQUARE_ROOT
+from latent_drift.numerics.limits import largest_exp_argument, largest_square_root
 
 _LOG_2PI = math.log(2.0 * math.pi)
 # Terms of float32 and wider stay this far below the dtype's largest number, so that 256 saturated ones still have a
@@ -106,12 +106,12 @@ def _widened(a: Tensor, b: Tensor | float, c: Tensor | float, d: Tensor | float)
 
 
 def _exponent_bound(dtype: torch.dtype) -> float:
-    return LARGEST_EXP_ARGUMENT[dtype] - (0.0 if dtype == torch.float16 else math.log(_HEADROOM))
+    return largest_exp_argument(dtype) - (0.0 if dtype == torch.float16 else math.log(_HEADROOM))
 
 
 def _scaled_distance(difference: Tensor, logvar: Tensor, dtype: torch.dtype) -> Tensor:
     """difference / sigma, bounded so that its square and its gradients fit into `dtype`."""
-    bound = LARGEST_SQUARE_ROOT[dtype] / (1.0 if dtype == torch.float16 else math.sqrt(_HEADROOM))
+    bound = largest_square_root(dtype) / (1.0 if dtype == torch.float16 else math.sqrt(_HEADROOM))
     precision = torch.exp(0.5 * clamp(-logvar, None, _exponent_bound(dtype)))
     # The difference is bounded, not the product: the gradient to logvar, product**2 / 2, is then bounded with it.
     limit = bound / precision.detach()

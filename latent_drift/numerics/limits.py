@@ -8,11 +8,9 @@ dtype it is for*, and checked by evaluating the function at the bound and one ul
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Final
 
 import torch
-from torch import Tensor
 
 from latent_drift.errors import UsageError
 
@@ -27,23 +25,20 @@ def _require_float(dtype: torch.dtype) -> torch.finfo:
 
 
 def round_down(value: float, dtype: torch.dtype) -> float:
-    """The largest number of `dtype` that is not above `value` (a float64).
+    """The largest number of `dtype` that is not above `value` (a float64); -inf below the range.
 
     Raises:
         UsageError: `dtype` is not a real floating dtype.
+
+    *Numerics*: exact, by the spacing of the dtype's numbers around `value`; no tensor is made, so the answer is the same under fake
+    tensors, another default device and `torch.compile`.
     """
-    _require_float(dtype)
-    rounded = torch.tensor(value, dtype=torch.float64).to(dtype)
-    return (_previous(rounded) if rounded.double().item() > value else rounded).double().item()
-
-
-_BITS: Final = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
-
-
-def _previous(x: Tensor) -> Tensor:
-    """The next number of the same dtype toward -inf (torch.nextafter knows no float16); `x` is not 0."""
-    bits = x.view(_BITS[x.dtype])
-    return (bits - 1 if x.item() > 0 else bits + 1).view(x.dtype)
+    info = _require_float(dtype)
+    if not info.min <= value < info.max:
+        return info.max if info.max <= value < math.inf else -math.inf if value < info.min else value
+    binade = math.frexp(value)[1] - 1
+    spacing = max(math.ldexp(info.eps, binade), info.smallest_normal * info.eps)
+    return math.floor(value / spacing) * spacing
 
 
 def round_up(value: float, dtype: torch.dtype) -> float:
@@ -51,7 +46,27 @@ def round_up(value: float, dtype: torch.dtype) -> float:
     return -round_down(-value, dtype)
 
 
-@cache
+def _reciprocal_edge(dtype: torch.dtype) -> float:
+    info = torch.finfo(dtype)
+    return max(info.smallest_normal, round_up(1.0 / info.max, dtype))
+
+
+# Dictionaries, not cached functions: Dynamo warns of a cache inside compiled code and traces through it, while a dictionary of numbers is
+# a constant to it.
+_LARGEST_EXP_ARGUMENT: Final = {d: round_down(math.log(torch.finfo(d).max), d) for d in FLOAT_DTYPES}
+# log2(max) itself rounds up to 1024 in float64: one step down before rounding into the dtype.
+_LARGEST_EXP2_ARGUMENT: Final = {d: round_down(math.nextafter(math.log2(torch.finfo(d).max), 0.0), d) for d in FLOAT_DTYPES}
+_LARGEST_SINH_ARGUMENT: Final = {d: round_down(math.log(torch.finfo(d).max) + math.log(2.0), d) for d in FLOAT_DTYPES}
+_LARGEST_SQUARE_ROOT: Final = {d: round_down(math.sqrt(torch.finfo(d).max), d) for d in FLOAT_DTYPES}
+_SMALLEST_RECIPROCAL: Final = {d: _reciprocal_edge(d) for d in FLOAT_DTYPES}
+
+
+def _of(table: dict[torch.dtype, float], dtype: torch.dtype) -> float:
+    if dtype not in table:
+        _require_float(dtype)
+    return table[dtype]
+
+
 def largest_exp_argument(dtype: torch.dtype) -> float:
     """The largest `x` of `dtype` with `exp(x)` finite in `dtype`.
 
@@ -61,37 +76,31 @@ def largest_exp_argument(dtype: torch.dtype) -> float:
     half types in float32 and rounds the result, so a result up to max + ulp/2 still rounds to max,
     which only widens the margin. Tested on both sides of the edge.
     """
-    return round_down(math.log(_require_float(dtype).max), dtype)
+    return _of(_LARGEST_EXP_ARGUMENT, dtype)
 
 
-@cache
 def largest_exp2_argument(dtype: torch.dtype) -> float:
     """The largest `x` of `dtype` with `2**x` finite in `dtype` (just under 16, 128, 128, 1024)."""
-    # log2(max) itself rounds up to 1024 in float64: one step down before rounding into the dtype.
-    return round_down(math.nextafter(math.log2(_require_float(dtype).max), 0.0), dtype)
+    return _of(_LARGEST_EXP2_ARGUMENT, dtype)
 
 
-@cache
 def largest_sinh_argument(dtype: torch.dtype) -> float:
     """The largest `x` of `dtype` with `sinh(x)` and `cosh(x)` finite: log(2 max), rounded toward zero."""
-    return round_down(math.log(_require_float(dtype).max) + math.log(2.0), dtype)
+    return _of(_LARGEST_SINH_ARGUMENT, dtype)
 
 
-@cache
 def largest_square_root(dtype: torch.dtype) -> float:
     """The largest `x` of `dtype` with `x * x` finite: sqrt(max), rounded toward zero."""
-    return round_down(math.sqrt(_require_float(dtype).max), dtype)
+    return _of(_LARGEST_SQUARE_ROOT, dtype)
 
 
-@cache
 def smallest_reciprocal(dtype: torch.dtype) -> float:
     """The smallest positive *normal* `x` of `dtype` with `1 / x` finite.
 
     *Numerics*: in float16 the smallest normal, 6.1e-5, has the reciprocal 16384; subnormals below
     1.5e-5 overflow. Subnormals are never returned, since they are flushed to 0 on some devices.
     """
-    info = _require_float(dtype)
-    return max(info.smallest_normal, round_up(1.0 / info.max, dtype))
+    return _of(_SMALLEST_RECIPROCAL, dtype)
 
 
 def lowest(dtype: torch.dtype) -> float:

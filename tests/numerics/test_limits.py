@@ -1,6 +1,8 @@
 """Bounds are tested at the bound and one step beyond, in the dtype they are for."""
 
+import functools
 import math
+import warnings
 
 import mpmath
 import pytest
@@ -77,3 +79,56 @@ def test_negative_control_one_millionth_is_no_float16_epsilon():
 def test_other_dtypes_are_refused_by_name(dtype):
     with pytest.raises(UsageError, match=str(dtype)):
         limits.largest_exp_argument(dtype)
+
+
+LIMITS = (
+    limits.largest_exp_argument,
+    limits.largest_exp2_argument,
+    limits.largest_sinh_argument,
+    limits.largest_square_root,
+    limits.smallest_reciprocal,
+)
+
+
+@pytest.mark.parametrize("limit", LIMITS, ids=lambda f: f.__name__)
+def test_limits_are_constants_of_compiled_code(limit):
+    def bounded(x):
+        return x.clamp(max=limit(x.dtype))
+
+    graphs = []
+
+    def kept(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    x = torch.tensor([1.0, 1e30])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(torch.compile(bounded, fullgraph=True, backend=kept)(x), bounded(x))
+    operations = [node for node in graphs[0].graph.nodes if node.op.startswith("call")]
+    assert len(operations) == 1, "the bound is a number in the graph, its derivation no part of it"
+
+
+def test_negative_control_a_cached_function_warns_inside_compiled_code():
+    @functools.cache
+    def cached(dtype):
+        return math.log(torch.finfo(dtype).max)
+
+    with pytest.warns(UserWarning, match="lru_cache"):
+        torch.compile(lambda x: x.clamp(max=cached(x.dtype)), fullgraph=True, backend="eager")(torch.ones(2))
+
+
+@pytest.mark.parametrize("dtype", limits.FLOAT_DTYPES, ids=str)
+def test_rounding_agrees_with_a_cast_on_random_values(dtype):
+    generator = torch.Generator().manual_seed(0)
+    magnitudes = torch.rand(2000, generator=generator, dtype=torch.float64).mul(600).sub(300).mul(math.log(2.0)).exp()
+    for value in torch.cat([magnitudes, -magnitudes]).tolist():
+        nearest = torch.tensor(value, dtype=torch.float64).to(dtype).double().item()
+        down, up = limits.round_down(value, dtype), limits.round_up(value, dtype)
+        assert down <= value <= up
+        assert nearest in (down, up), "one of the two is what the dtype's own rounding gives"
+
+
+def test_limits_do_not_depend_on_the_default_device():
+    with torch.device("meta"):
+        assert limits.round_down(0.1, torch.float16) < 0.1 < limits.round_up(0.1, torch.float16)
