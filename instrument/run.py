@@ -21,6 +21,7 @@ from instrument.callsite import module_path, user_site
 from instrument.events import Action, Event, EventLog, Site, write_jsonl
 from instrument.guards.exp import bounds_by_op, thresholds_by_op
 from instrument.guards.kept_parameters import KeptParameters
+from instrument.history import History, write_timeline
 from instrument.locate.births import Birth, Births
 from instrument.locate.watch import Watch
 from instrument.policy import Policy
@@ -72,6 +73,7 @@ class Run:
         self.policy = Policy(config)
         self.log = EventLog(config.anomaly.max_events)
         self.tally = Tally()
+        self.history = History(config.anomaly.history_steps)
         self.intercepted: tuple[str, ...] = ()
         self.active_config = ExitStack()
         self.foreign_patches: tuple[str, ...] = ()
@@ -265,6 +267,7 @@ class Run:
         self.optimizers.add(optimizer)
         tally = self.tally
         tally.steps = max(tally.steps, count)
+        self.history.finish_step(tally.steps, optimizer, skipped=skipped)
         self._forget_step(healthy=not skipped)
         if skipped:
             tally.skipped += 1
@@ -275,6 +278,7 @@ class Run:
     def update_by_hand_finished(self) -> None:
         """Without an optimizer each backward counts as a step."""
         self.tally.steps += 1
+        self.history.finish_step(self.tally.steps, None)
         self._forget_step(healthy=not self._blamed)
 
     def _forget_step(self, *, healthy: bool) -> None:
@@ -307,7 +311,7 @@ class Run:
         """True until `optimizer` has finished a step in this run."""
         return optimizer not in self._optimizer_steps
 
-    def history(self, optimizer: torch.optim.Optimizer, length: int) -> GradientHistory:
+    def gradient_history(self, optimizer: torch.optim.Optimizer, length: int) -> GradientHistory:
         """The gradient norms of this optimizer's steps in this run."""
         if optimizer not in self._histories:
             self._histories[optimizer] = GradientHistory(length)
@@ -359,10 +363,11 @@ class Run:
         }
 
     def save(self, folder: str | Path) -> Path:
-        """Write events.jsonl and summary.json into `folder` (made if missing); returns the folder."""
+        """Write events.jsonl, timeline.jsonl and summary.json into `folder` (made if missing); returns the folder."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         write_jsonl(self.events, target / "events.jsonl")
+        write_timeline(self.history, target / "timeline.jsonl")
         partial = target / "summary.json.partial"
         partial.write_text(json.dumps(self.facts(), indent=2, default=str) + "\n", encoding="utf-8")
         partial.replace(target / "summary.json")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Sequence
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -22,10 +23,15 @@ from instrument.guards.step import parameter_names
 from instrument.run import Run
 from instrument.runtime import RUNTIME, function_modes, is_plain, without_function_modes
 from latent_drift.numerics.finite import is_finite
-from latent_drift.numerics.gradients import zero_nonfinite_
+from latent_drift.numerics.gradients import global_norm, zero_nonfinite_
 
 NONFINITE_LOSS = "NS509"
 NONFINITE_GRADIENT = "NS506"
+
+_graph_task = torch._C._current_graph_task_id  # -1 outside backward
+
+# Threads whose backward is under way: under a mode torch calls this very name once more, and a checkpoint calls it from inside. One is judged.
+_UNDER_WAY: set[int] = set()
 
 _COVERED_LOOKS = 3  # backward calls after which the leaves of a script with optimizers are taken to be theirs
 
@@ -64,14 +70,19 @@ def _roots(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Sequence
 def _backward(original: Function, spelling: Spelling) -> Function:
     @mimic(original, spelling)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        if is_compiling() or not RUNTIME.active:
+        thread = get_ident()
+        if is_compiling() or not RUNTIME.active or thread in _UNDER_WAY or _graph_task() != -1:
             return original(*args, **kwargs)
         run = RUNTIME.run
         roots = _roots(args, kwargs, "tensors")
-        scaled = _look_at_losses(run, roots)
-        result = original(*args, **kwargs)
-        if not scaled and _nobody_steps(run, roots):
-            _judge_leaves(run, roots)
+        _UNDER_WAY.add(thread)
+        try:
+            scaled = _look_at_losses(run, roots)
+            result = original(*args, **kwargs)
+            if not scaled and _nobody_steps(run, roots):
+                _judge_leaves(run, roots)
+        finally:
+            _UNDER_WAY.discard(thread)
         return result
 
     return guarded
@@ -87,10 +98,13 @@ def _look_at_losses(run: Run, roots: Sequence[Any]) -> bool:
 
 
 def _look_at(run: Run, root: Any) -> None:
-    if not is_plain(root) or not root.is_cpu or root.numel() != 1:
+    if not is_plain(root) or root.numel() != 1:
+        return
+    if not root.is_cpu:
+        run.history.see_loss_on_device(root)
         return
     with without_function_modes():
-        value = root.detach().item()
+        value = run.history.loss = root.detach().item()
     if not math.isfinite(value) and not run.allows("backward"):
         run.blame()
         message = f"the loss is {value} when backward is called; its gradients are judged before use"
@@ -161,8 +175,9 @@ def _judge_leaves(run: Run, roots: Sequence[Any]) -> None:
     leaves = [leaf for leaf in _leaves(roots) if leaf.grad is not None and id(leaf) not in stepped]
     run.kept.meet(leaves)
     with torch.no_grad(), without_function_modes():
-        bad = [leaf for leaf in leaves if leaf.grad is not None and not is_finite(leaf.grad)]
-        if bad:
+        norm = run.history.norm = global_norm([leaf.grad for leaf in leaves if leaf.grad is not None])
+        if not math.isfinite(norm):
+            bad = [leaf for leaf in leaves if leaf.grad is not None and not is_finite(leaf.grad)]
             run.blame()
             acts = run.policy.act
             names = ", ".join(parameter_names(bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
@@ -170,6 +185,7 @@ def _judge_leaves(run: Run, roots: Sequence[Any]) -> None:
             said = "; those elements were set to 0" if acts else ""
             run.note(NONFINITE_GRADIENT, "zeroed" if acts else "observed", "backward", x=bad[0].grad, message=message + said)
             if acts:
+                run.history.outcome = "zeroed"
                 zero_nonfinite_([leaf.grad for leaf in bad if leaf.grad is not None])
     run.update_by_hand_finished()
 
@@ -210,7 +226,8 @@ def _grad(original: Function, spelling: Spelling) -> Function:
             _look_at(run, root)
         plain = [g for g in result if is_plain(g) and g.is_cpu and g.numel()]
         with without_function_modes():
-            if all(is_finite(g) for g in plain):
+            norm = run.history.norm = global_norm([g.detach() for g in plain])
+            if math.isfinite(norm):
                 return result
             acts = run.policy.act
             run.blame()

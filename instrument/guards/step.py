@@ -141,7 +141,7 @@ def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
     """Look at the gradients and do to them what the config says; returns whether to skip the step, else whether to check its update."""
     run = RUNTIME.run
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = _true_norm(optimizer, gradients)
+    norm = run.history.norm = _true_norm(optimizer, gradients)
     if not math.isfinite(norm) and not _scaler_decides(optimizer):
         run.blame()
         policy = run.config.gradient.nonfinite if run.policy.act else "record"
@@ -155,6 +155,7 @@ def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
         if policy == "record":
             return False, False
         zero_nonfinite_(gradients)
+        run.history.outcome = "zeroed"
         norm = _true_norm(optimizer, gradients)
     if not run.policy.act:
         return False, False
@@ -201,7 +202,7 @@ def _clip(optimizer: Optimizer, gradients: list[Tensor], norm: float) -> None:
         outcome = clip_adaptively_(_parameters(optimizer), clip.clipping, clip.eps)
         threshold = f"{clip.clipping:.6g} of each unit's weight norm"
     else:
-        history = run.history(optimizer, clip.history)
+        history = run.gradient_history(optimizer, clip.history)
         limit = _history_limit(clip, history)
         history.record(norm)
         if norm <= limit:
@@ -210,6 +211,7 @@ def _clip(optimizer: Optimizer, gradients: list[Tensor], norm: float) -> None:
         threshold = f"{limit:.6g} ({clip.kind} of the last {len(history)} steps)"
     if outcome.clipped:
         run.tally.clipped += 1
+        run.history.outcome = "clipped"
         run.note("NS507", "clipped", "step", message=f"gradient norm {norm:.4g} clipped to {threshold}")
 
 
@@ -361,7 +363,7 @@ def _with_closure(
     def clipped_closure() -> Any:
         loss = closure()
         gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
-        norm = _true_norm(optimizer, gradients)
+        norm = RUNTIME.run.history.norm = _true_norm(optimizer, gradients)
         if math.isfinite(norm):
             _clip(optimizer, gradients, norm)
         return loss

@@ -305,6 +305,8 @@ class Anomaly(Section):
     """Places where a non-finite value is meant: "file.py:line", "file.py", a module path, or an operation, with * as a wildcard."""
     dead_steps: Count
     """Steps in a row with an exactly zero gradient after which a parameter counts as dead."""
+    history_steps: Count = 64
+    """The latest steps of each optimizer that are kept in full: what trends are read from."""
 
 
 class Amp(Section):

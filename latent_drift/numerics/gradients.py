@@ -52,7 +52,7 @@ def _norm_in_float64(gradients: Sequence[Tensor], norm_type: float) -> float:
         return math.nan if any(math.isnan(p) for p in peaks) else math.inf
     peak = max(peaks)
     if peak == 0.0 or math.isinf(norm_type):
-        return float(peak)
+        return abs(float(peak))  # the largest magnitude may be -0.0
     parts = [torch.linalg.vector_norm(v.double() / peak, norm_type).item() for v in values]
     return float(peak * sum(p**norm_type for p in parts) ** (1.0 / norm_type))
 
