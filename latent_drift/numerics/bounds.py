@@ -76,6 +76,40 @@ class _InwardForward(_Inward):
         return tangents[0].view_as(tangents[0])
 
 
+class _BoundGradient(Function):
+    """Identity whose gradient is brought into the range of its dtype."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        info = torch.finfo(grads[0].dtype)
+        return grads[0].clamp(info.min, info.max)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return tangents[0].view_as(tangents[0])
+
+
+def bound_gradient(x: Tensor) -> Tensor:
+    """`x`, whose gradient is the dtype's largest number where it would be infinite; NaN stays NaN. Any shape, same dtype.
+
+    Compiled, the gradient is left as it is: Dynamo (torch 2.13) takes no Function with a forward-mode rule.
+    """
+    if torch.compiler.is_compiling():
+        return x
+    result: Tensor = _BoundGradient.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
 def attach_gradient(value: Tensor, carrier: Tensor) -> Tensor:
     """`value`, unchanged, with the derivative of `carrier` (same shape and dtype).
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latent_drift.errors import UsageError
-from latent_drift.numerics.bounds import Outside, clamp
+from latent_drift.numerics.bounds import Outside, attach_gradient, bound_gradient, clamp
 from latent_drift.numerics.dtypes import accumulation_dtype, require_real
 from latent_drift.numerics.limits import largest_exp_argument, smallest_reciprocal
 
@@ -73,16 +73,25 @@ def divide(numerator: Tensor | float, denominator: Tensor | float, floor: float 
         UsageError: neither is a tensor, one is complex or integer, or the floor is negative or not finite.
 
     *Numerics*: correctly rounded where |denominator| >= floor (torch's own division). Below it the result is constant
-    in the denominator, so its gradient to the denominator is 0; to the numerator it is at most 1/floor. The
-    traps: `a / (b + eps)` is off by eps/b everywhere and has a pole at b = -eps; a floor times `sign(b)` is 0 at b = 0.
+    in the denominator, so its gradient to the denominator is 0; to the numerator it is at most 1/floor. Gradients that the
+    dtype cannot hold (-a/b**2 overflows in float16 from b = 0.004 down) are its largest number, and 0 where none comes in: torch
+    multiplies by the overflown factor and gives NaN there. The traps: `a / (b + eps)` is off by eps/b everywhere and has a pole at
+    b = -eps; a floor times `sign(b)` is 0 at b = 0.
     """
     number_below = isinstance(denominator, (int, float))
     like = require_real(numerator if number_below else denominator, "divide", "numerator" if number_below else "denominator")
     numerator = require_real(numerator, "divide", "numerator") if isinstance(numerator, Tensor) else like.new_tensor(float(numerator))
     denominator = denominator if isinstance(denominator, Tensor) else like.new_tensor(float(denominator))
     least = _floor(floor, denominator.dtype, "divide")
+    numerator, denominator = bound_gradient(numerator), bound_gradient(denominator)
     guarded = torch.where(denominator.abs() < least, torch.copysign(torch.full_like(denominator, least), denominator.detach()), denominator)
-    return numerator / guarded
+    value = numerator.detach() / guarded.detach()
+    # The gradient is taken of a quotient by a number of size one: -a/b/b would overflow on the way, and 0 * inf is NaN.
+    wide = guarded.to(accumulation_dtype(value.dtype))
+    size = wide.detach().abs()
+    scale = torch.exp2(-torch.floor(torch.log2(torch.where(size.isfinite(), size, torch.ones_like(size)))))
+    carrier = numerator.to(wide.dtype) / (wide * scale) * scale
+    return attach_gradient(value, carrier.to(value.dtype))
 
 
 def sqrt(x: Tensor, floor: float | None = None) -> Tensor:

@@ -89,6 +89,26 @@ def global_norm(gradients: Sequence[Tensor], norm_type: float = 2.0) -> float:
     return _norm_in_float64(gradients, norm_type)
 
 
+def tensor_norms(tensors: Sequence[Tensor], norm_type: float = 2.0) -> list[float]:
+    """The norm of each tensor (any dtype and layout, devices mixed), in the order given; read from the device together, once as a rule.
+
+    *Numerics*: as `global_norm`: a norm that overflowed or vanished although its elements did not is measured again, scaled.
+    """
+    values = [dense_values(t) for t in tensors]
+    if not values:
+        return []
+    device = values[0].device
+    norms = [
+        torch.linalg.vector_norm(v, norm_type, dtype=torch.float32 if v.dtype in _HALF else None)
+        if v.numel()
+        else v.new_zeros((), dtype=torch.float32)
+        for v in values
+    ]
+    wide = torch.float64 if any(v.dtype is torch.float64 for v in values) and device.type != "mps" else torch.float32
+    read: list[float] = torch.stack([n.to(device, wide) for n in norms]).tolist()
+    return [n if math.isfinite(n) and n > 0.0 else _norm_in_float64([v], norm_type) for n, v in zip(read, values, strict=True)]
+
+
 @dataclass(frozen=True, slots=True)
 class ClipOutcome:
     """What a clipping call found and did. `norm_after` is computed from the factor, not measured again."""
@@ -160,9 +180,8 @@ def clip_by_value_(gradients: Sequence[Tensor], max_value: float, *, norm: float
 
 def _unit_norms(x: Tensor) -> Tensor:
     """Norms of the rows that belong to one output unit (Brock et al. 2021, section 4.1): all axes but the first; the whole tensor below two axes."""
-    x = x.detach().double() if x.dtype is torch.float64 else x.detach().float()
-    if x.is_complex():
-        x = torch.view_as_real(x).flatten(-2)
+    x = torch.view_as_real(x.detach().resolve_conj()).flatten(-2) if x.is_complex() else x.detach()
+    x = x.double() if x.dtype is torch.float64 else x.float()
     norms: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True) if x.dim() > 1 else torch.linalg.vector_norm(x)
     return norms
 

@@ -7,6 +7,7 @@ torch in two passes and merged by Chan's formula.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -56,11 +57,32 @@ def welford(
     require_real(x, "welford")
     dims = tuple(range(x.dim())) if dim is None or x.dim() == 0 else _dims(dim, x)
     wide = x.to(accumulation_dtype(x.dtype))
-    count, mean, squares = _two_pass(wide, dims, weights)
+    scale = _headroom(wide, dims)
+    count, mean, squares = _two_pass(wide * scale, dims, weights)
     variance = torch.where(count > correction, squares / (count - correction).clamp(min=torch.finfo(wide.dtype).tiny), torch.nan)
+    mean, variance = mean / scale, variance / scale / scale
     if not keepdim and dims:
         mean, variance = mean.squeeze(dims), variance.squeeze(dims)
     return Moments(mean.to(x.dtype), variance.to(x.dtype))
+
+
+# Numbers below it have sums, and sums of squares, of 2**40 of them within float32: they are left alone, bit for bit.
+_SAFE = 2.0**40
+
+
+def _headroom(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """A power of two, 1 for ordinary numbers, by which `x` is multiplied so that no sum of the two passes overflows unless its result does.
+
+    1 / (2 n) is enough: sums of n differences are then below the largest number, and so are sums of squares whose mean is. It is no
+    smaller than that, so that gradients, which pass it both ways, do not overflow either.
+    """
+    if x.numel() == 0:
+        return x.new_ones(())
+    n = 1
+    for d in dims:
+        n *= x.shape[d]
+    largest = x.detach().abs().amax(dims, keepdim=True) if dims else x.detach().abs()
+    return torch.where((largest > _SAFE) & largest.isfinite(), 2.0 ** -math.ceil(math.log2(2 * n)), 1.0).to(x.dtype)
 
 
 def _two_pass(x: Tensor, dims: tuple[int, ...], weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,7 +92,7 @@ def _two_pass(x: Tensor, dims: tuple[int, ...], weights: Tensor | None) -> tuple
         for d in dims:
             n *= x.shape[d]
         count = torch.as_tensor(float(n), dtype=x.dtype, device=x.device)
-        # The mean of values near the dtype's limit must not overflow in its sum: a value of the data is taken out first.
+        # A value of the data is taken out first: what is left of a large common mean is added without rounding.
         shift = x.detach().select(dims[0], 0).unsqueeze(dims[0]) if dims and n else torch.zeros((), dtype=x.dtype, device=x.device)
         for d in dims[1:] if n else ():
             shift = shift.select(d, 0).unsqueeze(d)
@@ -79,7 +101,7 @@ def _two_pass(x: Tensor, dims: tuple[int, ...], weights: Tensor | None) -> tuple
         slip = residual.sum(dims, keepdim=True) if dims else residual
         squares = (residual * residual).sum(dims, keepdim=True) if dims else residual * residual
         safe = count.clamp(min=1)
-        return count, mean + slip / safe, (squares - slip * slip / safe).clamp(min=0)
+        return count, mean + slip / safe, _corrected(squares, slip, safe)
     w = weights.to(x.dtype).expand_as(x)
     count = w.sum(dims, keepdim=True) if dims else w
     safe = torch.where(count > 0, count, torch.ones_like(count))
@@ -88,7 +110,12 @@ def _two_pass(x: Tensor, dims: tuple[int, ...], weights: Tensor | None) -> tuple
     slip = (w * residual).sum(dims, keepdim=True) if dims else w * residual
     squares = (w * residual * residual).sum(dims, keepdim=True) if dims else w * residual * residual
     mean = torch.where(count > 0, mean + slip / safe, torch.full_like(mean, torch.nan))
-    return count, mean, (squares - slip * slip / safe).clamp(min=0)
+    return count, mean, _corrected(squares, slip, safe)
+
+
+def _corrected(squares: Tensor, slip: Tensor, count: Tensor) -> Tensor:
+    """Squared deviations less what the rounded mean added to them; a sum that is beyond the dtype stays inf."""
+    return torch.where(squares.isinf(), squares, squares - slip * slip / count).clamp(min=0)
 
 
 class RunningMoments:
@@ -126,7 +153,9 @@ class RunningMoments:
         require_real(x, "RunningMoments.update")
         dims = tuple(range(x.dim())) if self.dim is None or x.dim() == 0 else _dims(self.dim, x)
         wide = x.detach().to(torch.float32 if x.device.type == "mps" else torch.float64)
-        count, mean, squares = _two_pass(wide, dims, weights)
+        scale = _headroom(wide, dims)
+        count, mean, squares = _two_pass(wide * scale, dims, weights)
+        mean, squares = mean / scale, squares / scale / scale
         if dims:
             mean, squares = mean.squeeze(dims), squares.squeeze(dims)
             count = count.squeeze(dims) if count.dim() else count

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_drift.errors import UsageError
+from latent_drift.numerics.dtypes import require_real
 
 
 def keys_per_query(
@@ -51,7 +52,8 @@ class StableAttention(nn.Module):
 
     *Numerics*: `F.scaled_dot_product_attention` underneath, any dtype. A query that may attend to nothing contributes an
     output of exactly 0, with gradient 0, for boolean and additive masks and any combination with `is_causal`. Filling with -1e9
-    instead spreads such a row over the forbidden keys, and raises in float16.
+    instead spreads such a row over the forbidden keys, and raises in float16. Torch's fused kernels differentiate once: for second derivatives
+    run it under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
 
     >>> import torch
     >>> attention = StableAttention(8, 2)
@@ -88,12 +90,17 @@ class StableAttention(nn.Module):
             is_causal: whether position i may see only positions up to i; joined with the mask.
 
         Raises:
-            UsageError: `x` does not have that shape, or the mask does not broadcast.
+            UsageError: `x` does not have that shape, is complex, integer or not strided, or the mask does not broadcast.
         """
+        require_real(x, "StableAttention")
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise UsageError(f"StableAttention: x must be (batch, length, {self.d_model}); got {tuple(x.shape)}")
         batch, length, _ = x.shape
-        q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).view(batch, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            F.linear(x, self.in_proj_weight, self.in_proj_bias)
+            .view(batch, length, 3, self.n_heads, self.d_model // self.n_heads)
+            .permute(2, 0, 3, 1, 4)
+        )
         if mask is not None and mask.dim() == 3:
             mask = mask[:, None]
         wanted = (batch, self.n_heads, length, length)

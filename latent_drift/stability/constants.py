@@ -34,10 +34,11 @@ class _Constants(type):
         config = active()
         if name not in _NAMES:
             raise AttributeError(f"StabilityConstants has no {name!r}; it has {', '.join(_NAMES)}")
+        report, utilities = _PUBLISHED_TWICE.get((config.version, name), (None, None))
         value: Any = config
         for key in _NAMES[name].split("."):
             value = getattr(value, key)
-        return float(value)
+        return float(utilities if utilities is not None and value == report else value)
 
     def __dir__(cls) -> list[str]:
         return [*super().__dir__(), *_NAMES]
@@ -60,10 +61,15 @@ _NAMES = {
 }
 
 
+# The audit's report and its utilities differ in two numbers. Config 0.9.0 has the report's; the constants are the utilities'.
+_PUBLISHED_TWICE = {("0.9.0", "EPS_FLOAT16"): (1e-6, 1e-4), ("0.9.0", "EPS_DIVISION"): (1e-8, 1e-6)}
+
+
 class StabilityConstants(metaclass=_Constants):
     """The audit's constants, read from the active config at each access; float32's where a name does not say otherwise.
 
-    `LOG_MIN` and `LOG_MAX` bound the argument of exp. Values differ by dtype: use `for_dtype`.
+    `LOG_MIN` and `LOG_MAX` bound the argument of exp. Values differ by dtype: use `for_dtype`. Under config 0.9.0 every constant has its
+    published value.
 
     >>> import torch
     >>> StabilityConstants.GRAD_CLIP_NORM

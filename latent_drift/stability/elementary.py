@@ -73,14 +73,17 @@ def stable_divide(numerator: Tensor | float, denominator: Tensor | float, eps: f
     Raises:
         UsageError: neither is a tensor, one is complex or integer, or eps is negative or not finite.
 
-    *Numerics*: torch's own division where |denominator| >= eps. Below, the gradient to the denominator is 0.
+    *Numerics*: torch's own division where |denominator| >= eps. Below, the gradient to the denominator is 0; above, it is the dtype's
+    largest number where it would overflow (-a/b**2 does so in float16 from b = 0.004 down), and never 0 * inf.
 
     >>> import torch
     >>> stable_divide(torch.tensor([1.0, 1.0, 6.0]), torch.tensor([0.0, -0.0, 3.0]), eps=0.5)
     tensor([ 2., -2.,  2.])
     """
-    tensor = numerator if isinstance(denominator, (int, float)) else denominator
-    config = settings_for(tensor, "stable_divide")
+    for name, value in (("numerator", numerator), ("denominator", denominator)):
+        if not isinstance(value, (int, float)) or (name == "denominator" and isinstance(numerator, (int, float))):
+            require_real(value, "stable_divide", name)
+    config = settings_for(numerator if isinstance(denominator, (int, float)) else denominator, "stable_divide")
     return elementary.divide(numerator, denominator, config.division_eps if eps is None else eps)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from latent_drift.numerics.finite import dense_values
+from latent_drift.numerics.gradients import tensor_norms
 
 # Ratio of a layer's gradient-to-weight ratio to the median one from which it stands out.
 _OUTSTANDING = 1e3
@@ -62,7 +63,7 @@ class GradientFlow(dict[str, dict[str, float]]):
 
 @torch.no_grad()
 def analyze_gradient_flow(model: nn.Module) -> GradientFlow:
-    """Norm, mean and largest magnitude of every parameter's present gradient, beside the weight's norm; one read from the device.
+    """Norm, mean and largest magnitude of every parameter's present gradient, beside the weight's norm; two reads from the device.
 
     Call it after `backward`. Tied weights appear once.
 
@@ -73,22 +74,17 @@ def analyze_gradient_flow(model: nn.Module) -> GradientFlow:
     >>> list(flow), flow.vanishing, flow.without_gradient
     (['0.weight', '0.bias', '1.weight', '1.bias'], [], [])
     """
-    names, rows, missing = [], [], []
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    for name, parameter in model.named_parameters():
-        if parameter.grad is None:
-            if parameter.requires_grad:
-                missing.append(name)
-            continue
-        gradient = dense_values(parameter.grad)
-        wide = gradient.to(torch.float64 if gradient.dtype == torch.float64 else torch.float32)
-        weight = torch.linalg.vector_norm(dense_values(parameter).to(wide.dtype))
-        size = wide.abs()
-        numbers = (torch.linalg.vector_norm(wide), size.mean(), size.max(), weight) if wide.numel() else (weight * 0,) * 3 + (weight,)
-        names.append(name)
-        rows.append(torch.stack(numbers).to(device, torch.float64 if device.type != "mps" else torch.float32))
+    wide = torch.float64 if device.type != "mps" else torch.float32
+    missing = [name for name, p in model.named_parameters() if p.grad is None and p.requires_grad]
+    named = [(name, p, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    sizes = [dense_values(g).abs() for _, _, g in named]
+    # means are formed in float64: the sum of large numbers may leave float32, though their mean does not
+    rows = [torch.stack([s.mean(dtype=wide), s.max().to(wide)]).to(device) if s.numel() else torch.zeros(2, dtype=wide, device=device) for s in sizes]
+    numbers = torch.stack(rows).tolist() if rows else []
+    norms = tensor_norms([*(g for _, _, g in named), *(p for _, p, _ in named)])
     table: dict[str, dict[str, float]] = {}
-    for name, (norm, mean, largest, weight_norm) in zip(names, torch.stack(rows).tolist() if rows else [], strict=True):
+    for (name, _, _), (mean, largest), norm, weight_norm in zip(named, numbers, norms[: len(named)], norms[len(named) :], strict=True):
         table[name] = {
             "norm": norm,
             "mean": mean,

@@ -28,6 +28,7 @@ from latent_drift.numerics.gradients import (
     gradients_of,
     parameters_of,
     scale_,
+    tensor_norms,
     zero_nonfinite_,
 )
 
@@ -181,7 +182,7 @@ def adaptive_gradient_clipping(
     if not gradients:
         return {**nothing, "grad_norm_before": 0.0, "grad_norm_after": 0.0, "clipped": False}
     history = _history_of(listed) if history is None else history
-    norms = [global_norm([g]) for g in gradients]
+    norms = tensor_norms(gradients)
     before = global_norm(gradients)
     ready = len(history) >= warmup
     threshold = (history.percentile(percentile) if zscore is None else history.zscore_threshold(zscore)) if ready else math.inf
@@ -270,7 +271,7 @@ def normalize_gradients(parameters: Parameters, norm: float = 1.0, per_parameter
     before = global_norm(gradients)
     changed = False
     for group in [[g] for g in gradients] if per_parameter else [gradients]:
-        size = math.hypot(*(global_norm([g]) for g in group))  # each scaled by itself: tiny squares do not vanish
+        size = math.hypot(*tensor_norms(group))  # each scaled by itself: tiny squares do not vanish
         if math.isfinite(size) and size > 0 and size != norm:
             _scale_exactly(group, norm, size)
             changed = True

@@ -39,7 +39,8 @@ def gradient_histograms(model: nn.Module, writer: Any, step: int, prefix: str = 
     for name, parameter in model.named_parameters():
         if parameter.grad is None:
             continue
-        values = dense_values(parameter.grad).reshape(-1).float()
+        values = dense_values(parameter.grad).reshape(-1)
+        values = values if values.dtype is torch.float64 else values.float()
         finite = values[torch.isfinite(values)]
         counts[name] = values.numel() - finite.numel()
         if finite.numel():

@@ -33,6 +33,13 @@ def _reduced(value: Tensor, reduction: str, dtype: torch.dtype, function: str, a
     return saturating_cast(value, dtype)
 
 
+def _require(function: str, **arguments: Tensor | float) -> None:
+    """Refuse, in the name of `function`, arguments that are no dense real tensors (numbers are fine where a default is one)."""
+    for name, value in arguments.items():
+        if not (isinstance(value, (int, float)) and name.startswith("prior")):
+            require_real(value, function, name)
+
+
 def stable_cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean", ignore_index: int = -100, label_smoothing: float = 0.0) -> Tensor:
     """Cross entropy from logits, finite for masked (-inf) and overflowing (+inf) logits.
 
@@ -59,7 +66,7 @@ def stable_cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean
     >>> stable_cross_entropy(torch.tensor([[float("-inf"), 0.0]]), torch.tensor([0])).isfinite().item()
     True
     """
-    require_real(logits, "stable_cross_entropy", "logits")
+    _require("stable_cross_entropy", logits=logits)
     policy = settings_for(logits, "stable_cross_entropy").nonfinite_losses
     dtype, wide = logits.dtype, accumulation_dtype(logits.dtype)
     dim = 1 if logits.dim() > 1 else 0
@@ -121,7 +128,7 @@ def stable_kl_divergence(
     >>> stable_kl_divergence(torch.ones(3, 2), logvar, 1.0, -18.0).item()
     0.0
     """
-    require_real(mean, "stable_kl_divergence", "mean")
+    _require("stable_kl_divergence", mean=mean, logvar=logvar, prior_mean=prior_mean, prior_logvar=prior_logvar)
     value = gaussian.kl_divergence(mean, logvar, prior_mean, prior_logvar, dtype=accumulation_dtype(torch.promote_types(mean.dtype, logvar.dtype)))
     return _reduced(value, reduction, mean.dtype, "stable_kl_divergence", ("batchmean", "none", "mean", "sum"))
 
@@ -146,6 +153,8 @@ def stable_binary_cross_entropy(pred: Tensor, target: Tensor, eps: float | None 
     >>> loss.isfinite().item(), p.grad.isfinite().all().item()
     (True, True)
     """
+    labels = isinstance(target, Tensor) and target.layout is torch.strided and not (target.is_floating_point() or target.is_complex())
+    _require("stable_binary_cross_entropy", pred=pred, **({} if labels else {"target": target}))
     config = settings_for(pred, "stable_binary_cross_entropy")
     info = torch.finfo(pred.dtype)
     low = max(config.log_floor if eps is None else eps, info.smallest_normal)
@@ -175,7 +184,7 @@ def gaussian_nll(mean: Tensor, target: Tensor, logvar: Tensor, full: bool = Fals
     >>> gaussian_nll(torch.zeros(2), torch.zeros(2), torch.full((2,), -20.0)).item()
     -10.0
     """
-    require_real(mean, "gaussian_nll", "mean")
+    _require("gaussian_nll", mean=mean, target=target, logvar=logvar)
     value = gaussian.negative_log_likelihood(mean, target, logvar, full, dtype=accumulation_dtype(torch.promote_types(mean.dtype, logvar.dtype)))
     return _reduced(value, reduction, mean.dtype, "gaussian_nll")
 
@@ -202,6 +211,7 @@ def stable_vae_loss(recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, beta
     >>> stable_vae_loss(x, x, torch.zeros(2, 4), torch.zeros(2, 4), likelihood="gaussian").item()
     0.0
     """
+    _require("stable_vae_loss", recon_x=recon_x, x=x, mu=mu, logvar=logvar)
     if recon_x.shape != x.shape:
         raise UsageError(f"stable_vae_loss: recon_x and x must have one shape; got {tuple(recon_x.shape)} and {tuple(x.shape)}")
     config = settings_for(logvar, "stable_vae_loss")
@@ -217,7 +227,8 @@ def stable_vae_loss(recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, beta
     elif likelihood == "bernoulli_logits":
         reconstruction = F.binary_cross_entropy_with_logits(recon_x.to(wide), x.to(wide), reduction="sum")
     elif likelihood == "gaussian":
-        reconstruction = 0.5 * (recon_x.to(wide) - x.to(wide)).square().sum()
+        difference = recon_x.to(wide) - x.to(wide)
+        reconstruction = (0.5 * difference * difference).sum()  # square() would double the largest difference in its gradient: inf
     else:
         raise UsageError(f"stable_vae_loss: likelihood must be auto, bernoulli, bernoulli_logits or gaussian; got {likelihood!r}")
     bounded = soft_clamp(logvar, config.logvar_min, config.logvar_max)

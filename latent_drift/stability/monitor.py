@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from latent_drift.config.active import active
 from latent_drift.errors import MissingExtraError, NumericalError
 from latent_drift.numerics.finite import dense_values
+from latent_drift.numerics.gradients import tensor_norms
 
 _RECENT = 50
 
@@ -111,8 +112,8 @@ class StabilityMonitor:
         Raises:
             NumericalError: a norm is not finite, and `raise_on_nan` holds; names the parameters.
         """
-        named = [(name, dense_values(p.grad)) for name, p in model.named_parameters() if p.grad is not None]
-        values = _norms([g for _, g in named])
+        named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+        values = tensor_norms([g for _, g in named])
         self.layer_grad_norms = {name: value for (name, _), value in zip(named, values, strict=True)}
         total = math.hypot(*values) if values else 0.0
         if any(math.isnan(v) for v in values):
@@ -152,8 +153,8 @@ class StabilityMonitor:
         yield
         with torch.no_grad():
             named = [(name, p.detach()) for name, p in model.named_parameters() if name in before]
-            moved = _norms([p - before[name] for name, p in named])
-            sizes = _norms([before[name] for name, _ in named])
+            moved = tensor_norms([p - before[name] for name, p in named])
+            sizes = tensor_norms([before[name] for name, _ in named])
         self.update_ratios = {name: m / s if s else math.inf if m else 0.0 for (name, _), m, s in zip(named, moved, sizes, strict=True)}
 
     def step_update(self) -> None:
@@ -238,24 +239,6 @@ class StabilityMonitor:
 
     def _warn(self, kind: str, value: float, message: str) -> None:
         self._append(self.warnings, {"step": self.step, "kind": kind, "value": value, "message": message})
-
-
-def _norms(tensors: list[Tensor]) -> list[float]:
-    """The 2-norms, read together."""
-    if not tensors:
-        return []
-    device = tensors[0].device
-    wide = [
-        torch.linalg.vector_norm(t, dtype=torch.float64 if t.dtype == torch.float64 else torch.float32).to(device, torch.float32) for t in tensors
-    ]
-    values: list[float] = torch.stack(wide).tolist()
-    # a norm that overflowed although its elements are finite is measured again, scaled
-    return [v if math.isfinite(v) else _careful(t) for v, t in zip(values, tensors, strict=True)]
-
-
-def _careful(tensor: Tensor) -> float:
-    wide = tensor.detach().double() if tensor.device.type != "mps" else tensor.detach()
-    return float(torch.linalg.vector_norm(wide).item())
 
 
 def _sortable(value: float) -> float:

@@ -8,19 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latent_drift.errors import UsageError
 from latent_drift.numerics.dtypes import accumulation_dtype, require_real
 
 # Rows below this exponent are left alone, bit for bit: their squares, and sums of 2**40 of them, fit float32.
 _SAFE_EXPONENT = 40
 
 
-def _rescaled(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """`x` with rows whose squares could overflow brought to size one by a power of two, which normalisation takes out again."""
-    largest = x.detach().abs().amax(dims, keepdim=True)
+def _rescaled(x: Tensor, normalized_shape: Sequence[int], function: str) -> Tensor:
+    """`x` in its accumulation dtype, with rows whose squares could overflow brought to size one, which normalisation takes out again."""
+    require_real(x, function)
+    trailing = tuple(x.shape[-len(normalized_shape) :])
+    if trailing != tuple(normalized_shape):
+        raise UsageError(f"{function}: the last dimensions of x must be {tuple(normalized_shape)}; got shape {tuple(x.shape)}")
+    wide = x.to(accumulation_dtype(x.dtype))
+    if wide.numel() == 0:
+        return wide
+    largest = wide.detach().abs().amax(tuple(range(-len(normalized_shape), 0)), keepdim=True)
     exponent = torch.floor(torch.log2(largest.clamp(min=1.0)))
     # inf and NaN rows keep their own fate
     scale = torch.where((exponent > _SAFE_EXPONENT) & largest.isfinite(), torch.exp2(-exponent), torch.ones_like(exponent))
-    return x * scale
+    return wide * scale
 
 
 class StableLayerNorm(nn.LayerNorm):
@@ -50,13 +58,11 @@ class StableLayerNorm(nn.LayerNorm):
         """Normalise the trailing dimensions; same shape and dtype.
 
         Raises:
-            UsageError: `x` is complex, integer or not strided.
+            UsageError: `x` is complex, integer or not strided, or its last dimensions are not `normalized_shape`.
         """
-        require_real(x, "StableLayerNorm")
-        wide = accumulation_dtype(x.dtype)
-        scaled = _rescaled(x.to(wide), tuple(range(-len(self.normalized_shape), 0)))
-        weight = None if self.weight is None else self.weight.to(wide)
-        bias = None if self.bias is None else self.bias.to(wide)
+        scaled = _rescaled(x, self.normalized_shape, "StableLayerNorm")
+        weight = None if self.weight is None else self.weight.to(scaled.dtype)
+        bias = None if self.bias is None else self.bias.to(scaled.dtype)
         return F.layer_norm(scaled, self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
@@ -82,10 +88,8 @@ class RMSNorm(nn.RMSNorm):
         """Normalise the trailing dimensions; same shape and dtype.
 
         Raises:
-            UsageError: `x` is complex, integer or not strided.
+            UsageError: `x` is complex, integer or not strided, or its last dimensions are not `normalized_shape`.
         """
-        require_real(x, "RMSNorm")
-        wide = accumulation_dtype(x.dtype)
-        scaled = _rescaled(x.to(wide), tuple(range(-len(self.normalized_shape), 0)))
-        weight = None if self.weight is None else self.weight.to(wide)
+        scaled = _rescaled(x, self.normalized_shape, "RMSNorm")
+        weight = None if self.weight is None else self.weight.to(scaled.dtype)
         return F.rms_norm(scaled, list(self.normalized_shape), weight, self.eps).to(x.dtype)

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from latent_drift.errors import NumericalError
-from latent_drift.numerics.finite import summarise
+from latent_drift.errors import NumericalError, UsageError
+from latent_drift.numerics.dtypes import require_real
+from latent_drift.numerics.finite import dense_values, summarise
 
 _enabled = os.environ.get("LATENT_DRIFT_ASSERTIONS", "1").lower() not in ("0", "off", "false", "no")
 
@@ -50,7 +51,7 @@ def assertions(enabled: bool) -> Iterator[None]:
 
 
 def assert_finite(x: Tensor, name: str = "tensor") -> Tensor:
-    """`x` itself, if no element is NaN or infinite.
+    """`x` itself, if no element is NaN or infinite; any dtype and layout (of a sparse tensor, the stored values).
 
     Raises:
         NumericalError: names the tensor, its shape, dtype and device, how many elements are bad, and where the first one is.
@@ -61,17 +62,18 @@ def assert_finite(x: Tensor, name: str = "tensor") -> Tensor:
     """
     if not _enabled or torch.compiler.is_compiling() or not (x.is_floating_point() or x.is_complex()):
         return x
-    bad = ~torch.isfinite(x.detach())
+    bad = ~torch.isfinite(x.detach() if x.layout is torch.strided else dense_values(x))
     if bool(bad.any()):
         raise NumericalError(f"{name} is not finite: {summarise(x)} on {x.device}, first at {_first(bad)}")
     return x
 
 
 def assert_in_range(x: Tensor, low: float, high: float, name: str = "tensor") -> Tensor:
-    """`x` itself, if every element lies in [low, high] (NaN does not).
+    """`x` itself, if every element lies in [low, high] (NaN does not); integers too.
 
     Raises:
         NumericalError: as `assert_finite`.
+        UsageError: `x` is complex or not strided.
 
     >>> import torch
     >>> assert_in_range(torch.tensor([0.5]), 0, 1, "p")
@@ -79,6 +81,10 @@ def assert_in_range(x: Tensor, low: float, high: float, name: str = "tensor") ->
     """
     if not _enabled or torch.compiler.is_compiling():
         return x
+    if x.is_complex() or x.layout is not torch.strided:
+        raise UsageError(
+            f"assert_in_range: x must be a dense real tensor; got {x.dtype}, {str(x.layout).removeprefix('torch.')}; take .abs(), or its values"
+        )
     values = x.detach()
     bad = ~((values >= low) & (values <= high))
     if bool(bad.any()):
@@ -94,6 +100,7 @@ def assert_normalized(x: Tensor, dim: int = -1, name: str = "probabilities", p: 
 
     Raises:
         NumericalError: as `assert_finite`.
+        UsageError: `x` is complex, integer or not strided.
 
     >>> import torch
     >>> assert_normalized(torch.tensor([0.25, 0.75]))
@@ -101,6 +108,7 @@ def assert_normalized(x: Tensor, dim: int = -1, name: str = "probabilities", p: 
     """
     if not _enabled or torch.compiler.is_compiling():
         return x
+    require_real(x, "assert_normalized")
     values = x.detach().to(torch.float64 if x.device.type != "mps" else torch.float32)
     tolerance = 4 * max(values.shape[dim] if values.dim() else 1, 1) ** 0.5 * torch.finfo(x.dtype).eps if rtol is None else rtol
     if p == 1.0:

@@ -79,6 +79,7 @@ def stable_norm(x: Tensor, p: float = 2.0, dim: int | Sequence[int] | None = Non
     >>> stable_norm(torch.tensor([300.0, 400.0], dtype=torch.float16))
     tensor(500., dtype=torch.float16)
     """
+    require_real(x, "stable_norm")
     result = reductions.norm(x, p, dim, keepdim)
     return result if eps is None else result.clamp(min=eps)
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from latent_drift.config.active import active
 from latent_drift.errors import UsageError
+from latent_drift.numerics.dtypes import require_real
 from latent_drift.stability.attention import StableAttention
 from latent_drift.stability.normalization import StableLayerNorm
 
@@ -24,7 +25,7 @@ class StableTransformerBlock(nn.Module):
         norm1, attn, norm2, ffn: the parts. `scale` is s.
 
     *Numerics*: normalisation comes first, so the identity path is never squashed; with s = depth**-0.5 the variance of the sum
-    of all branches does not depend on depth (measured in `tests/stability/test_transformer.py`).
+    of all branches does not depend on depth (measured in `tests/stability/test_layers.py`).
 
     >>> import torch
     >>> block = StableTransformerBlock(16, 4, depth=4)
@@ -45,7 +46,12 @@ class StableTransformerBlock(nn.Module):
         self.scale = depth ** active().initialization.residual_depth_power
 
     def forward(self, x: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """(batch, length, d_model) to the same; masks as in `StableAttention`."""
+        """(batch, length, d_model) to the same; masks as in `StableAttention`.
+
+        Raises:
+            UsageError: as `StableAttention`.
+        """
+        require_real(x, "StableTransformerBlock")
         x = x + self.scale * self.dropout(self.attn(self.norm1(x), mask, is_causal))
         result: Tensor = x + self.scale * self.dropout(self.ffn(self.norm2(x)))
         return result

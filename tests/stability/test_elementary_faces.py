@@ -1,4 +1,4 @@
-"""The public elementary functions follow the active config, also when compiled, and refuse by their own names."""
+"""The public constants and functions follow the active config; the public names are lazy."""
 
 from __future__ import annotations
 
@@ -9,46 +9,8 @@ import torch
 
 import latent_drift.stability as stability
 from latent_drift.config.active import using
-from latent_drift.errors import UsageError
 from latent_drift.stability import StabilityConstants, get_eps
-from tests.numerics.test_elementary import DTYPES, REFUSED
-
-FUNCTIONS = {
-    name: getattr(stability, name)
-    for name in (
-        "stable_exp",
-        "stable_log",
-        "stable_sqrt",
-        "stable_sigmoid",
-        "stable_softplus",
-        "stable_logit",
-        "stable_softmax",
-        "stable_log_softmax",
-        "log_sum_exp",
-        "stable_norm",
-        "stable_normalize",
-    )
-} | {"stable_divide": lambda x: stability.stable_divide(1.0, x)}
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_face_compiles_vmaps_and_keeps_dtype(name: str) -> None:
-    torch._dynamo.reset()
-    function = FUNCTIONS[name]
-    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        x = torch.rand(3, 4, dtype=torch.float64).to(dtype).requires_grad_()
-        assert function(x).dtype == dtype
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    assert torch.allclose(compiled(x), function(x), rtol=1e-12)
-    assert torch.allclose(torch.autograd.grad(compiled(x).sum(), x)[0], torch.autograd.grad(function(x).sum(), x)[0], rtol=1e-10, atol=1e-15)
-    assert torch.allclose(torch.func.vmap(function)(x.detach()), torch.stack([function(r) for r in x.detach()]), rtol=1e-12)
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_what_is_not_real_and_dense_is_refused_by_name(name: str, kind: str) -> None:
-    with pytest.raises(UsageError, match=kind):
-        FUNCTIONS[name](REFUSED[kind]())
+from tests.numerics.test_elementary import DTYPES
 
 
 @DTYPES
@@ -72,6 +34,28 @@ def test_constants_have_the_published_names_and_follow_the_config() -> None:
     with using(gradient={"default_max_norm": 0.25}):
         assert StabilityConstants.GRAD_CLIP_NORM == 0.25
     assert StabilityConstants.GRAD_CLIP_NORM == 1.0
+
+
+def test_under_0_9_0_every_constant_has_its_published_value() -> None:
+    published = {
+        "EPS_FLOAT32": 1e-8,
+        "EPS_FLOAT16": 1e-4,
+        "EPS_DIVISION": 1e-6,
+        "EPS_LOG": 1e-7,
+        "LOG_MIN": -20.0,
+        "LOG_MAX": 20.0,
+        "LOGVAR_MIN": -10.0,
+        "LOGVAR_MAX": 10.0,
+        "SCALE_MIN": 1e-3,
+        "SCALE_MAX": 100.0,
+        "GRAD_CLIP_NORM": 1.0,
+        "GRAD_CLIP_VALUE": 10.0,
+        "ATTENTION_MASK_VALUE": -1e9,
+    }
+    with using("0.9.0"):
+        assert {name: getattr(StabilityConstants, name) for name in published} == published
+    with using("0.9.0", precision={"float16": {"division_eps": 0.01}}):
+        assert StabilityConstants.EPS_FLOAT16 == 0.01  # what is overridden is followed
 
 
 def test_the_config_decides_bounds_gradients_and_empty_rows() -> None:
