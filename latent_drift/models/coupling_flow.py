@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,7 @@ class CouplingLayer(nn.Module):
         self.scale_range = float(scale_range)
         self.legacy_compat = legacy_compat
         self.register_buffer("mask", mask.clone())
+        self._gated: tuple[Tensor, int, Tensor] | None = None
         self.transform_net = nn.Sequential(
             nn.Linear(dim + time_dim, hidden),
             nn.SiLU(),
@@ -86,15 +88,32 @@ class CouplingLayer(nn.Module):
         """
         if time_feat.shape[-1] == 1:
             time_feat = embed_time(time_feat, time_frequencies(self.time_dim).to(time_feat.device))
-        time_feat = time_feat.to(x.dtype).expand(x.shape[0], -1)
-        moved = 1 - self.mask
+        if time_feat.dtype != x.dtype or time_feat.shape[0] != x.shape[0]:
+            time_feat = time_feat.to(x.dtype).expand(x.shape[0], -1)
         seen = (x if self.legacy_compat else F.hardtanh(x, -FARTHEST_SEEN, FARTHEST_SEEN)) * self.mask
         raw: Tensor = self.transform_net(torch.cat([seen, time_feat], dim=-1)).to(x.dtype)
-        ratio, shift = (raw * torch.cat([moved / self.scale_range, moved])).chunk(2, dim=-1)
+        ratio, shift = (raw * self._gates()).chunk(2, dim=-1)
         log_scale = self.scale_range * torch.tanh(ratio if self.legacy_compat else soft_bound(ratio))
         if reverse:
             return (x - shift) * torch.exp(-log_scale), -log_scale.sum(dim=-1)
-        return torch.addcmul(shift, x, torch.exp(log_scale)), log_scale.sum(dim=-1)
+        return x * torch.exp(log_scale) + shift, log_scale.sum(dim=-1)  # addcmul would multiply by its value, 1, twice on the way back
+
+    def _gates(self) -> Tensor:
+        """(2 dim,): zero where the mask is one; elsewhere 1 / scale_range for the raw log-scales, 1 for the shifts."""
+        mask = self.mask
+        if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or mask.is_inference():
+            return self._gates_of(mask)  # a tensor made under inference mode could not be kept for training
+        known = self._gated
+        if known is None or known[0] is not mask or known[1] != mask._version:
+            known = self._gated = (mask, mask._version, self._gates_of(mask))
+        return known[2]
+
+    def _gates_of(self, mask: Tensor) -> Tensor:
+        moved = 1 - mask
+        return torch.cat([moved / self.scale_range, moved])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_gated": None}  # copies and pickles have masks of their own
 
 
 class RaccoonFlow(nn.Module):

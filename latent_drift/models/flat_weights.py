@@ -98,7 +98,7 @@ class FlatWeights:
         """
         with torch.no_grad():
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-            gradient = torch.cat([g.view(-1) for g in map(torch.Tensor.contiguous, gradients)]).to(self._vector.dtype)
+            gradient = _joined(gradients).to(self._vector.dtype)
             if is_dist_avail_and_initialized():
                 gradient = all_reduce(gradient, op="AVG")  # what DistributedDataParallel has averaged before stays as it is
             if self.loss_scale != 1.0:
@@ -118,7 +118,7 @@ class FlatWeights:
         return FlatStep(norm, False)
 
     def _bounded_lr(self) -> float:
-        allowed = self._largest_step * max(float(self._vector.norm()), self._smallest_norm) / math.sqrt(self._vector.numel())
+        allowed = self._largest_step * max(torch.linalg.vector_norm(self._vector).item(), self._smallest_norm) / math.sqrt(self._vector.numel())
         # weights that are not finite already are not made better by a rate that is not
         return min(self.lr, allowed) if math.isfinite(allowed) else self.lr
 
@@ -146,8 +146,16 @@ class FlatWeights:
                 self._vector.copy_(state["vector"])  # parts that no longer round to the weights give way at the next step
 
 
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """All elements in order as one vector, in the widest of the tensors' dtypes."""
+    if len({tensor.dtype for tensor in tensors}) > 1:
+        return torch.cat([tensor.reshape(-1) for tensor in tensors])
+    joined: Tensor = torch._C._nn.flatten_dense_tensors(tensors)  # what DistributedDataParallel joins its buckets with: one call
+    return joined
+
+
 def _norm(gradient: Tensor) -> float:
-    norm = float(gradient.norm())
+    norm = float(torch.linalg.vector_norm(gradient))
     if math.isfinite(norm) or not bool(torch.isfinite(gradient).all()):
         return norm
     peak = float(gradient.abs().max())  # finite, but its square is not

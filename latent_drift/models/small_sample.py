@@ -17,18 +17,20 @@ SMALL: Final = 2**17
 
 
 class _CosSin(torch.autograd.Function):
-    """cos and sin together: each is the other's derivative, so the backward pass of any order evaluates neither again."""
+    """cos and sin, stacked in front: each is the other's derivative, so the backward pass of any order evaluates neither again."""
 
     @staticmethod
-    def forward(ctx: Any, angles: Tensor) -> tuple[Tensor, Tensor]:
-        cosines, sines = angles.cos(), angles.sin()
-        ctx.save_for_backward(cosines, sines)
-        return cosines, sines
+    def forward(ctx: Any, angles: Tensor) -> Tensor:
+        both = angles.new_empty((2, *angles.shape))
+        torch.cos(angles, out=both[0])
+        torch.sin(angles, out=both[1])
+        ctx.save_for_backward(both)
+        return both
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        cosines, sines = ctx.saved_tensors
-        return torch.addcmul(grads[1] * cosines, grads[0], sines, value=-1.0)
+        (cosines, sines), (by_cos, by_sin) = ctx.saved_tensors[0], grads[0]
+        return torch.addcmul(by_sin * cosines, by_cos, sines, value=-1.0)
 
 
 class SmallSampleSlicing(SlicingUnivariateTest):
@@ -48,7 +50,7 @@ class SmallSampleSlicing(SlicingUnivariateTest):
         with torch.autocast(device_type="cpu", enabled=False):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             samples, dim = x.shape
-            if not self.legacy_compat and not float(x.detach().norm(dim=-1).amax()) <= self.pull_radius(dim):
+            if not self.legacy_compat and not torch.linalg.vector_norm(x.detach(), dim=-1).amax().item() <= self.pull_radius(dim):
                 return super().forward(x)  # also where a NaN makes the comparison false
             with torch.no_grad():
                 generator = self._get_generator(x.device, int(self.global_step))
@@ -59,9 +61,9 @@ class SmallSampleSlicing(SlicingUnivariateTest):
             t, phi, weights = test.t.to(x.dtype)[1:], test.phi.to(x.dtype)[1:], test.weights.to(x.dtype)[1:]
             angles = (x @ directions).unsqueeze(-1) * t
             # The term at t = 0 is (1 - phi_0)^2 = 0 for any sample.
-            cosines, sines = _CosSin.apply(angles)  # type: ignore[no-untyped-call]
-            distance = (cosines.mean(0) - phi).square() + sines.mean(0).square()
-            statistics = distance @ weights
+            means = _CosSin.apply(angles).mean(1)  # type: ignore[no-untyped-call]
+            expected = torch.stack([phi, torch.zeros_like(phi)]).unsqueeze(1)
+            statistics = (means - expected).square().sum(0) @ weights
             if not test.per_sample:
                 statistics = statistics * samples
             if self.clip_value is not None:

@@ -1,4 +1,6 @@
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -179,3 +181,39 @@ def test_legacy_agrees_with_the_plain_rendering():
     for reverse in (False, True):
         for ours, theirs in zip(legacy(z, t, reverse), plain(z, t, reverse), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_changed_mask_is_seen():
+    torch.manual_seed(0)
+    layer = CouplingLayer(4, 8)
+    x, time = torch.randn(3, 4), torch.full((3, 1), 0.5)
+    layer(x, time)
+    other = CouplingLayer(4, 8, mask=1 - layer.mask)
+    other.transform_net.load_state_dict(layer.transform_net.state_dict())
+    expected = other(x, time)[0]
+    in_place, replaced, loaded = copy.deepcopy(layer), copy.deepcopy(layer), copy.deepcopy(layer)
+    in_place.mask.sub_(1).neg_()
+    replaced.mask = 1 - layer.mask
+    loaded.load_state_dict(other.state_dict())
+    for changed in (in_place, replaced, loaded):
+        assert torch.equal(changed(x, time)[0], expected)
+    assert not torch.equal(layer(x, time)[0], expected)
+
+
+def test_a_layer_first_run_under_inference_mode_trains_afterwards():
+    layer = CouplingLayer(4, 8)
+    x, time = torch.randn(3, 4), torch.full((3, 1), 0.5)
+    with torch.inference_mode():
+        layer(x, time)
+    y, log_det = layer(x, time)
+    (y.sum() + log_det.sum()).backward()
+    assert all(p.grad is not None for p in layer.parameters())
+
+
+def test_copies_and_pickles_carry_what_the_state_dict_does():
+    layer = CouplingLayer(4, 8)
+    layer(torch.randn(3, 4), torch.full((3, 1), 0.5))
+    assert [name for name, _ in layer.named_buffers()] == ["mask"]
+    assert pickle.loads(pickle.dumps(layer))._gated is None
+    assert copy.deepcopy(layer)._gated is None
+    assert layer.half()(torch.randn(3, 4).half(), torch.full((3, 1), 0.5).half())[0].dtype == torch.float16
