@@ -6,8 +6,12 @@ import sys
 
 import typer
 
+from latent_drift.cli.classify import classify
 from latent_drift.cli.config import app as config_app
+from latent_drift.cli.evaluate import evaluate
+from latent_drift.cli.sample import sample
 from latent_drift.cli.stability_test import stability_test
+from latent_drift.cli.train import EPILOG, train
 from latent_drift.errors import LatentDriftError
 
 FAILED = 2
@@ -15,6 +19,10 @@ FAILED = 2
 
 app = typer.Typer(name="latent-drift", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(config_app, name="config")
+app.command(name="train", epilog=EPILOG)(train)
+app.command(name="sample")(sample)
+app.command(name="classify")(classify)
+app.command(name="evaluate")(evaluate)
 app.command(name="stability-test")(stability_test)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from latent_drift.cli.devices import device_of
 from latent_drift.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def stability_test(
     from latent_drift.stability.tester import StabilityTester
 
     subject = _subject(model)
-    report = StabilityTester(subject, device=_device(device), steps=steps, seed=seed).run()
+    report = StabilityTester(subject, device=device_of(device), steps=steps, seed=seed).run()
     if json_file == "-":
         typer.echo(report.json())
     else:
@@ -38,24 +39,6 @@ def stability_test(
         if json_file is not None:
             Path(json_file).write_text(report.json() + "\n", encoding="utf-8")
     raise typer.Exit(report.exit_status)
-
-
-def _device(name: str) -> Any:
-    """The device, if this machine has it.
-
-    Raises:
-        UsageError: it has not, or the name is no device.
-    """
-    import torch
-
-    kind = name.split(":")[0]
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind not in present:
-        raise UsageError(f"--device must be cpu, cuda or mps; got {name!r}")
-    if not present[kind]:
-        have = ", ".join(k for k, v in present.items() if v)
-        raise UsageError(f"--device {name}: this machine, or this build of torch {torch.__version__}, has no {kind} device; it has {have}")
-    return torch.device(name)
 
 
 def _subject(name: str) -> Subject:

@@ -24,6 +24,20 @@ def world_size() -> int:
     return dist.get_world_size() if is_dist_avail_and_initialized() else 1
 
 
+def batch_noise_like(x: Tensor) -> Tensor:
+    """Standard normal noise for `x` (B, ...): this rank's rows of the noise of the batch of all ranks.
+
+    Ranks whose generators agree (one seed for all, as many rows on each) so draw what one process would draw for the
+    whole batch, and not the same noise over and over. In one process it is `torch.randn_like(x)`.
+    """
+    ranks = world_size()
+    if ranks == 1:
+        return torch.randn_like(x)
+    rows = x.shape[0]
+    first = dist.get_rank() * rows
+    return torch.randn((ranks * rows, *x.shape[1:]), dtype=x.dtype, device=x.device)[first : first + rows]
+
+
 class _SumOverRanks(torch.autograd.Function):
     """y = sum over ranks of x; the adjoint of a sum over ranks is the sum over ranks, so this is its own backward."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -48,3 +48,15 @@ class MasterCopies:
         """Lower the scale after gradients that were not finite."""
         if self.scale > 1.0:
             self.scale = max(self.scale * self._backoff, self._floor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loss scale, and the copies, of which the half-precision parameters hold only the rounded values."""
+        return {"scale": self.scale, "copies": [copy.detach().clone() for _, copy in self._pairs]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a saved state; the parameters follow."""
+        self.scale = float(state["scale"])
+        with torch.no_grad():
+            for (_, copy), saved in zip(self._pairs, state["copies"], strict=True):
+                copy.copy_(saved)
+        self.publish()

@@ -121,6 +121,22 @@ class OptimizerStep:
             )
         return StepOutcome(value, norm, clipped, skipped)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the next steps depend on beside model and optimizer, as plain data and tensors."""
+        return {
+            "consecutive_skips": self.consecutive_skips,
+            "scaler": None if self._scaler is None else self._scaler.state_dict(),
+            "history": None if self._history is None else self._history.state_dict(),
+            "master": None if self._master is None else self._master.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state of a step with the same settings."""
+        self.consecutive_skips = state["consecutive_skips"]
+        for name, holder in (("scaler", self._scaler), ("history", self._history), ("master", self._master)):
+            if holder is not None and state[name] is not None:
+                holder.load_state_dict(state[name])
+
     def _agreed(self, finite: bool) -> bool:
         """Whether all ranks are finite."""
         if not is_dist_avail_and_initialized():

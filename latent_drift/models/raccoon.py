@@ -16,6 +16,7 @@ from latent_drift.config import StabilityConfig, load
 from latent_drift.errors import UsageError
 from latent_drift.models.continual import ContinualUpdate, LegacyContinualUpdate
 from latent_drift.models.coupling_flow import RaccoonFlow
+from latent_drift.models.distributed import batch_noise_like
 from latent_drift.models.goodness_of_fit import FastEppsPulley
 from latent_drift.models.position_windows import direct_windowed_means, window_count, windowed_means
 from latent_drift.models.raccoon_dynamics import RaccoonDynamics
@@ -130,7 +131,7 @@ class RaccoonLogClassifier(nn.Module):
     def sample_latent(self, mean: Tensor, logvar: Tensor) -> Tensor:
         """A draw from N(mean, exp(logvar)), shape and dtype of `mean`; in evaluation mode the mean itself."""
         if self.training or self.legacy_compat:
-            return mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+            return mean + torch.exp(0.5 * logvar) * batch_noise_like(mean)
         return mean
 
     def classify(self, z: Tensor) -> Tensor:
@@ -241,7 +242,7 @@ class RaccoonLogClassifier(nn.Module):
                 t, dt = z.new_full((z.shape[0], 1), t0), t1 - t0
                 if noisy:
                     drift, diffusion = self.dynamics(z, t)
-                    z = euler_maruyama_step(z, drift, diffusion, dt, math.sqrt(dt), torch.randn_like(z))
+                    z = euler_maruyama_step(z, drift, diffusion, dt, math.sqrt(dt), batch_noise_like(z))
                 else:
                     z = z + self.dynamics.drift(z, t) * dt
         z, log_det = self.flow(z, z.new_full((1, 1), FLOW_TIME))

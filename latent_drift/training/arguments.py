@@ -1,0 +1,71 @@
+"""`key=value` arguments of the command line, typed by their literal, and the signatures they have to fit."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from latent_drift.errors import UsageError
+from latent_drift.training.names import did_you_mean
+
+_WORDS: Final = {"true": True, "false": False, "none": None}
+
+
+def typed(text: str) -> Any:
+    """The value of a Python literal (`1e-3`, `(0.9, 0.99)`, `True`, `none`); the text itself where it is no literal."""
+    word = text.strip()
+    if word.lower() in _WORDS:
+        return _WORDS[word.lower()]
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word
+
+
+def parse(assignments: Iterable[str], option: str) -> dict[str, Any]:
+    """The values of `key=value` texts.
+
+    Raises:
+        UsageError: one is not of that form, or a key comes twice.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, sign, text = assignment.partition("=")
+        key = key.strip()
+        if not sign or not key.isidentifier():
+            raise UsageError(f"{option} expects key=value, for example {option} weight_decay=0.01; got {assignment!r}")
+        if key in values:
+            raise UsageError(f"{option} {key} is given twice: {values[key]!r} and {typed(text)!r}; leave one out")
+        values[key] = typed(text)
+    return values
+
+
+def require_fit(what: str, option: str, make: Callable[..., Any], given: Mapping[str, Any], supplied: Iterable[str]) -> None:
+    """Refuse arguments that `make` does not have, and the lack of ones that it needs.
+
+    Args:
+        what: for the message, such as "optimizer SGD".
+        option: that the arguments come from.
+        make: a class or function.
+        given: the arguments of the command line.
+        supplied: parameters that are filled in without being asked for.
+
+    Raises:
+        UsageError: naming the nearest argument, or the missing one.
+    """
+    supplied = set(supplied)
+    known = {name: p for name, p in inspect.signature(make).parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    open_to_all = {name: p for name, p in known.items() if name not in supplied}
+    for name in given:
+        if name not in open_to_all:
+            arguments = ", ".join(_shown(p) for p in open_to_all.values()) or "none"
+            raise UsageError(f"{option} {name}: {what} has no such argument. {did_you_mean(name, open_to_all)}\n  its arguments: {arguments}")
+    missing = [name for name, p in open_to_all.items() if p.default is p.empty and name not in given]
+    if missing:
+        raise UsageError(f"{what} needs {' and '.join(missing)}: add {' '.join(f'{option} {name}=VALUE' for name in missing)}")
+
+
+def _shown(parameter: inspect.Parameter) -> str:
+    return parameter.name if parameter.default is parameter.empty else f"{parameter.name}={parameter.default!r}"
