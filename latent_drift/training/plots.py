@@ -94,10 +94,12 @@ def gradient_figure(records: Sequence[dict[str, Any]]) -> Any:
             upper.axvline(record["step"], color=COLOURS[0], linewidth=0.8, alpha=0.6)
     skipped = sum(bool(record["skipped"]) for record in records)
     upper.set_title(f"{clipped} of {len(records)} steps clipped, {skipped} skipped{' (red)' if skipped else ''}", fontsize=9, loc="left")
-    lower.plot([record["step"] for record in records], [record["lr"] for record in records], color="#444444", linewidth=1.2)
+    rates = [math.nan if record["lr"] is None else record["lr"] for record in records]
+    lower.plot([record["step"] for record in records], rates, color="#444444", linewidth=1.2)
     lower.set_ylabel("learning rate")
     lower.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-    lower.set_ylim(bottom=0)
+    if any(record["lr"] is not None for record in records):
+        lower.set_ylim(bottom=0)
     lower.set_xlabel("step")
     _plain(lower)
     figure.align_ylabels()

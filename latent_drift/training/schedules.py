@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any, Final
@@ -102,11 +103,14 @@ class Schedule:
         require_arguments(self.name, arguments)
         self._optimizer = optimizer
         self._scheduler: lr_scheduler.LRScheduler | None = None
+        if self.name != CONSTANT and math.isnan(self.rate):
+            raise UsageError(
+                f"--scheduler {self.name}: the optimizer {type(optimizer).__name__} has no learning rate to schedule; add --scheduler {CONSTANT}"
+            )
         if self.name == WARMUP_COSINE:
             self._scheduler = lr_scheduler.LambdaLR(optimizer, partial(_share, steps=steps))
         elif self.name != CONSTANT:
-            rate = float(optimizer.param_groups[0].get("lr", 0.0))
-            filled = {**_lengths(self.name, steps), **_rates(self.name, rate), **arguments}
+            filled = {**_lengths(self.name, steps), **_rates(self.name, self.rate), **arguments}
             try:
                 self._scheduler = catalogue()[self.name](optimizer, **filled)
             except (ValueError, TypeError, KeyError) as error:
@@ -117,7 +121,8 @@ class Schedule:
     @property
     def rate(self) -> float:
         """The learning rate of the next step; NaN where the optimizer has none."""
-        return float(self._optimizer.param_groups[0].get("lr", float("nan")))
+        rate = self._optimizer.param_groups[0].get("lr")
+        return math.nan if rate is None else float(rate)
 
     def advance(self, loss: float) -> None:
         """After a step that was taken, and had this loss (which ReduceLROnPlateau looks at)."""
