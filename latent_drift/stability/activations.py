@@ -66,14 +66,29 @@ class ActivationMonitor(nn.Module):
     def __exit__(self, *_: object) -> None:
         self.remove_hooks()
 
-    def _record(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        if torch.compiler.is_compiling():
+    def record(self, name: str, tensor: Tensor, layer: str = "Tensor", *, scores: Tensor | None = None, unit_axis: int | None = None) -> None:
+        """Record a tensor under a name of its own: what no module makes, such as the result of a functional activation.
+
+        Args:
+            name: as in `stats`.
+            tensor: real floating and strided; another one is passed over.
+            layer: "Sigmoid", "Tanh" and "Softmax" have their saturation measured.
+            scores: what a softmax was taken of; rows with one finite score alone do not count as saturated.
+            unit_axis: the axis of units; channels (1) of tensors of four dimensions and more, else the last.
+        """
+        if torch.compiler.is_compiling() or not tensor.is_floating_point() or tensor.layout is not torch.strided:
             return
-        tensor = next((t for t in (output if isinstance(output, (tuple, list)) else [output]) if isinstance(t, Tensor)), None)
-        if tensor is None or not tensor.is_floating_point() or tensor.layout is not torch.strided:
-            return
-        self._records[name] = (_statistics(tensor.detach(), module), type(module).__name__)
+        axis = unit_axis if unit_axis is not None else 1 if tensor.dim() > 3 else tensor.dim() - 1
+        self._records[name] = (_statistics(tensor.detach(), layer, axis, None if scores is None else scores.detach()), layer)
         self._read = None
+
+    def _record(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        tensor = next((t for t in (output if isinstance(output, (tuple, list)) else [output]) if isinstance(t, Tensor)), None)
+        if tensor is None:
+            return
+        scores = inputs[0] if isinstance(module, nn.Softmax) and inputs and module.dim in (-1, tensor.dim() - 1) else None
+        channels = isinstance(module, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)) and tensor.dim() > 1
+        self.record(name, tensor, type(module).__name__, scores=scores, unit_axis=1 if channels else None)
 
     @property
     def stats(self) -> dict[str, dict[str, Any]]:
@@ -113,8 +128,8 @@ def _to_lists(rows: list[Tensor]) -> list[list[float]]:
     return [r.tolist() for r in rows]
 
 
-def _statistics(x: Tensor, module: nn.Module) -> Tensor:
-    """The numbers of `_FIELDS` as one small tensor on the output's device."""
+def _statistics(x: Tensor, layer: str, axis: int, scores: Tensor | None = None) -> Tensor:
+    """The numbers of `_FIELDS` as one small tensor on the output's device; a unit is an index along `axis`."""
     wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     n = max(wide.numel(), 1)
     some = wide.numel() > 0
@@ -135,18 +150,21 @@ def _statistics(x: Tensor, module: nn.Module) -> Tensor:
     zero = x == 0
     zero_count = zero.sum()
     denormal_count = (x.abs() < torch.finfo(x.dtype).smallest_normal).sum() - zero_count
-    # a unit is a channel of a convolutional output (batch, channel, ...), or a feature
-    axis = 1 if isinstance(module, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)) or x.dim() > 3 else x.dim() - 1
     if x.dim() > 1 and some:
         dead = zero.all(tuple(d for d in range(x.dim()) if d != axis)).float().mean()
     else:
         dead = mean.new_zeros(())
-    if isinstance(module, nn.Sigmoid):
+    if layer == "Sigmoid":
         saturated = ((wide < 0.01) | (wide > 0.99)).float().mean() if some else mean.new_zeros(())
-    elif isinstance(module, nn.Tanh):
+    elif layer == "Tanh":
         saturated = (wide.abs() > 0.98).float().mean() if some else mean.new_zeros(())
-    elif isinstance(module, nn.Softmax):
-        saturated = (wide.max(-1).values > 0.999).float().mean() if some and wide.dim() else mean.new_zeros(())
+    elif layer == "Softmax" and some and wide.dim():
+        sure = (wide.amax(-1) > 0.999).float()
+        if scores is not None and scores.shape == x.shape:  # a row with one score alone (a first position under a causal mask) has no choice
+            choices = (scores > -torch.inf).sum(-1) > 1
+            saturated = (sure * choices).sum() / choices.sum().clamp(min=1)
+        else:
+            saturated = sure.mean()
     else:
         saturated = mean.new_zeros(())
     numbers = (count * 0 + wide.numel(), mean, std, low, high, nan, inf, zero_count / n, denormal_count / n, dead, saturated)

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from latent_drift.errors import UsageError
@@ -77,6 +78,35 @@ def split_batch(batch: Any, loss_fn: LossFunction | None) -> tuple[Any, Any]:
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
     return batch, None
+
+
+def logits_of(output: Any, labels: Any) -> Tensor | None:
+    """Class scores that belong to class labels, with the classes along axis 1, or None if the output holds none.
+
+    The output may be (batch, classes, ...) as torch's cross entropy takes it, or (batch, ..., classes) as sequence models give it, alone or
+    under "logits" in a mapping, or in one that follows the loss.
+    """
+    if isinstance(output, (tuple, list)) and len(output) > 1 and isinstance(output[1], Mapping):
+        output = output[1]
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    elif hasattr(output, "logits"):
+        output = output.logits
+    if not isinstance(output, Tensor) or not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
+        return None
+    if output.dim() != labels.dim() + 1 or output.dim() < 2:
+        return None
+    if (output.shape[0], *output.shape[2:]) != tuple(labels.shape):
+        if tuple(output.shape[:-1]) != tuple(labels.shape):
+            return None
+        output = output.movedim(-1, 1)
+    return output if output.shape[1] > 1 else None
+
+
+def accuracy_of(logits: Tensor, labels: Tensor) -> float:
+    """The share of labels that have the largest score, those below 0 (ignored by the losses) left out; NaN without any."""
+    counted = labels >= 0
+    return float((logits.argmax(1) == labels)[counted].double().mean())
 
 
 def _kind(value: Any) -> str:

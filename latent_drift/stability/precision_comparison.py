@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latent_drift.stability.calling import LossFunction, evaluate, split_batch
+from latent_drift.stability.calling import LossFunction, accuracy_of, evaluate, logits_of, split_batch
 from latent_drift.stability.initialization.lsuv import undisturbed
 
 
@@ -89,10 +89,8 @@ def _accuracy(output: Any, labels: Any) -> float | None:
         stats = output[1]
         if "accuracy" in stats:
             return float(stats["accuracy"])
-        output = stats.get("logits")
-    if not isinstance(output, Tensor) or not isinstance(labels, Tensor) or labels.is_floating_point() or output.dim() != labels.dim() + 1:
-        return None
-    return float((output.argmax(1) == labels).float().mean()) if labels.numel() else None
+    logits = logits_of(output, labels)
+    return None if logits is None or logits.numel() == 0 else accuracy_of(logits, labels)
 
 
 def _compared(reference: dict[str, Any], result: dict[str, Any], threshold: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Twelve planted faults are named, with layer and evidence; twelve healthy models come out clean."""
+"""Planted faults are named, with layer and evidence, and healthy models come out clean; architectures it was not tuned on among them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from latent_drift.errors import UsageError
 from latent_drift.stability import diagnose
+from latent_drift.stability.calling import accuracy_of, logits_of
 from latent_drift.stability.diagnosis.fault import KINDS
+from tests.stability import unseen_models
 
 Case = tuple[nn.Module, Any, Any, dict[str, Any]]
 
@@ -240,6 +242,39 @@ def test_a_healthy_model_comes_out_clean(name: str, seed: int) -> None:
     torch.manual_seed(seed)
     model, batch, loss_fn, options = HEALTHY[name]()
     assert diagnose(model, batch, loss_fn, **options).healthy, str(diagnose(model, batch, loss_fn, **options))
+
+
+@pytest.mark.parametrize("name", unseen_models.PLANTED)
+def test_faults_in_architectures_it_was_not_tuned_on_are_named(name: str) -> None:
+    torch.manual_seed(0)
+    kind, layer, build = unseen_models.PLANTED[name]
+    model, batch, loss_fn, options = build()
+    found = diagnose(model, batch, loss_fn, **options)
+    assert any(f.kind == kind and layer in f.layer for f in found), str(found)
+    assert set(found.kinds) <= {kind, "plateau"}, str(found)  # nothing else is blamed, but for the consequence
+
+
+@pytest.mark.parametrize("name", unseen_models.HEALTHY)
+def test_healthy_architectures_it_was_not_tuned_on_come_out_clean(name: str) -> None:
+    torch.manual_seed(0)
+    model, batch, loss_fn, options = unseen_models.HEALTHY[name]()
+    found = diagnose(model, batch, loss_fn, **options)
+    assert found.healthy, str(found)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_class_scores_are_found_on_either_axis_and_under_a_name() -> None:
+    labels = torch.randint(3, (2, 5))
+    first, last = torch.randn(2, 3, 5), torch.randn(2, 5, 3)
+    assert logits_of(first, labels) is first
+    for output in (last, {"logits": last}, (torch.tensor(1.0), {"logits": last})):
+        found = logits_of(output, labels)
+        assert found is not None
+        assert torch.equal(found, last.movedim(-1, 1))
+    assert logits_of(torch.randn(2, 4, 3), labels) is None
+    assert logits_of(last, torch.randn(2, 5)) is None
+    ignored = torch.tensor([0, -100, 1])
+    assert accuracy_of(torch.eye(3), ignored) == 0.5
 
 
 @pytest.mark.parametrize("lr", [1e-3, 1e-2])

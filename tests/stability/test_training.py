@@ -20,6 +20,7 @@ from latent_drift.config.active import using
 from latent_drift.errors import GiveUpError, NumericalError, UsageError
 from latent_drift.stability import (
     DynamicLossScaler,
+    GradientFlow,
     StabilityMonitor,
     StabilityTester,
     Subject,
@@ -317,13 +318,30 @@ def test_plots_are_written_at_a_size_that_keeps_100_layers_apart(tmp_path: Path)
         ("spectra.png", plot_spectra({name: [2.0, 1.0, 0.1] for name in flow}, tmp_path / "spectra.png")),
     ):
         assert (tmp_path / name).stat().st_size > 10_000
-        labels = figure.axes[0].get_yticklabels()
-        assert len(labels) == 100
+        assert figure.get_figheight() < 12  # one screen: 100 layers stand in columns
         figure.draw_without_rendering()
-        boxes = [label.get_window_extent() for label in labels]
-        assert all(abs(a.y0 - b.y0) >= 0.9 * a.height for a, b in pairwise(boxes))  # no label on another
+        columns = [axis for axis in figure.axes if axis.get_yticklabels()]
+        assert [label.get_text() for axis in columns for label in axis.get_yticklabels()] == list(flow)
+        for axis in columns:
+            boxes = [label.get_window_extent() for label in axis.get_yticklabels()]
+            assert all(abs(a.y0 - b.y0) >= 0.9 * a.height for a, b in pairwise(boxes))  # no label on another
+            edges = [other.get_window_extent().x1 for other in figure.axes]
+            left = max((edge for edge in edges if edge < axis.get_window_extent().x0), default=0)
+            assert min(box.x0 for box in boxes) >= left  # nor on the column before
     with pytest.raises(UsageError, match=r"\.png, \.svg or \.pdf"):
         plot_gradient_flow(flow, tmp_path / "flow.bmp")
+
+
+def test_the_gradient_flow_plot_says_what_has_no_mark_and_names_outstanding_layers_in_red() -> None:
+    pytest.importorskip("matplotlib")
+    rows = {f"{i}.weight": {"norm": 1.0, "mean": 0.1, "max": 1.0} for i in range(5)}
+    rows["5.weight"] = {"norm": 1e-9, "mean": 1e-10, "max": 1e-9}
+    rows["6.weight"] = {"norm": math.inf, "mean": math.inf, "max": math.inf}
+    figure = GradientFlow(rows, ["7.weight"]).plot()
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.texts] == ["not finite", "no gradient"]
+    red = [label.get_text() for label in axis.get_yticklabels() if label.get_color() != "black"]
+    assert red == ["5.weight", "6.weight"]
 
 
 def test_the_monitor_sees_the_norm_before_clipping_so_that_it_can_warn() -> None:

@@ -20,6 +20,8 @@ _UNDERFLOW_SHARE = 0.2
 def unreached(model: nn.Module, gradients: dict[str, Tensor | None], executed: Collection[str], in_optimizer: set[int] | None) -> list[Fault]:
     """Layers that took part in the forward pass and get no gradient (detached), or do not want one (frozen)."""
     faults = []
+    # by tensor: a tied weight has several names, and its gradient is listed under the first
+    reached = {id(model.get_parameter(key)) for key, gradient in gradients.items() if gradient is not None}
     detached: list[str] = []
     frozen: list[str] = []
     for name, module in model.named_modules():
@@ -28,7 +30,7 @@ def unreached(model: nn.Module, gradients: dict[str, Tensor | None], executed: C
         own = {f"{name}.{key}".lstrip("."): p for key, p in module.named_parameters(recurse=False)}
         if not own:
             continue
-        if any(p.requires_grad for p in own.values()) and all(gradients.get(key) is None for key, p in own.items() if p.requires_grad):
+        if any(p.requires_grad for p in own.values()) and not any(id(p) in reached for p in own.values()):
             detached.append(name)
         stuck = [key for key, p in own.items() if not p.requires_grad or (in_optimizer is not None and id(p) not in in_optimizer)]
         if len(stuck) == len(own):

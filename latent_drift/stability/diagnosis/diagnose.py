@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from latent_drift.errors import UsageError
 from latent_drift.stability.activations import ActivationMonitor
-from latent_drift.stability.calling import Evaluation, LossFunction, evaluate, split_batch
+from latent_drift.stability.calling import Evaluation, LossFunction, accuracy_of, evaluate, logits_of, split_batch
 from latent_drift.stability.diagnosis import backward, data, forward, trial
 from latent_drift.stability.diagnosis.fault import Diagnosis, Fault
+from latent_drift.stability.diagnosis.functional import FunctionalActivations
 from latent_drift.stability.initialization.lsuv import undisturbed
 
 
@@ -43,7 +44,7 @@ def diagnose(
     Raises:
         UsageError: the batch has no rows, or there is no loss.
 
-    *Numerics*: thresholds are such that healthy models come out clean (12 of them are a test); a diagnosis costs two passes and some
+    *Numerics*: thresholds are such that healthy models come out clean (21 of them are a test); a diagnosis costs two passes and some
     `4 * steps` training steps on copies.
 
     >>> import torch
@@ -99,6 +100,8 @@ def _passes(
     stds = {name: row["std"] for name, row in stats.items()}
     explained = any(f.kind in ("dead_relu", "saturated_sigmoid") for f in faults)
     faults += backward.gradient_faults(model, gradients, stds, large_inputs=large_inputs, explained=explained)
+    if any(f.kind == "exploding" for f in faults):
+        faults = [f for f in faults if (f.kind, f.layer) != ("saturated_softmax", "output")]  # huge scores are the consequence
     if any(f.kind == "symmetric_init" for f in faults):
         faults = [f for f in faults if f.kind != "dead_relu"]  # zero weights make zero outputs: the weights are the cause
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
@@ -122,7 +125,7 @@ def _observed(model: nn.Module, inputs: Any, labels: Any, loss_fn: LossFunction 
 
     handles = [m.register_forward_hook(partial(note, name)) for name, m in model.named_modules()]
     try:
-        with ActivationMonitor(model) as monitor:
+        with ActivationMonitor(model) as monitor, FunctionalActivations(model, monitor):
             result = evaluate(model, inputs, labels, loss_fn)
     finally:
         for handle in handles:
@@ -161,7 +164,8 @@ def _trials(
     rate = float(optimizer.param_groups[0]["lr"]) if optimizer is not None else lr
     if rate is not None and not causes & {"detached_graph", "dead_relu", "symmetric_init"}:
         faults += trial.learning_rate_faults(lambda f: attempt(trial.factory_of(optimizer, f) if optimizer is not None else adam(rate * f)), rate)
-    if forward.logits_of(result.output, labels) is None:
+    logits = logits_of(result.output, labels)
+    if logits is None:
         return faults
     split = trial.held_out_split(inputs, labels)
     attempts = [attempt(adam(r)) for r in (1e-3, 1e-2)]
@@ -169,9 +173,7 @@ def _trials(
     if not faults:
         faults += trial.plateau_faults(attempts, labels, result.output, layer)
     if not faults and not causes and split is not None:
-        logits = forward.logits_of(result.output, labels)
-        assert logits is not None
-        accuracy = float((logits.argmax(1) == labels).double().mean())
+        accuracy = accuracy_of(logits, labels)
         held = [attempt(adam(r), split[0], split[1]).accuracy for r in (1e-3, 1e-2)]
         best = max((a for a in held if a is not None), default=None)
         faults += data.labels_without_signal(inputs, labels, accuracy, best, len(split[1][1]))

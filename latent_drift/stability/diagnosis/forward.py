@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from latent_drift.stability.calling import accuracy_of, logits_of
 from latent_drift.stability.diagnosis.fault import Fault
 
 _DEAD, _SATURATED = 0.5, 0.5
@@ -84,7 +85,7 @@ def saturated_output(output: Any, labels: Any, loss: float) -> list[Fault]:
     classes = logits.shape[1]
     probabilities = torch.softmax(logits.detach().double(), 1).amax(1)
     confident = float((probabilities > 0.999).double().mean())
-    wrong = float((logits.argmax(1) != labels).double().mean())
+    wrong = 1.0 - accuracy_of(logits, labels)
     if confident > 0.9 and loss > 3 * math.log(classes) and wrong > 0.5:
         return [
             Fault(
@@ -95,14 +96,3 @@ def saturated_output(output: Any, labels: Any, loss: float) -> list[Fault]:
             )
         ]
     return []
-
-
-def logits_of(output: Any, labels: Any) -> Tensor | None:
-    """Class scores that belong to class labels, if the output holds such."""
-    if isinstance(output, (tuple, list)) and len(output) > 1 and isinstance(output[1], dict):
-        output = output[1].get("logits")
-    if not isinstance(output, Tensor) or not isinstance(labels, Tensor) or labels.is_floating_point():
-        return None
-    if output.dim() != labels.dim() + 1 or output.dim() < 2 or output.shape[0] != labels.shape[0] or output.shape[1] < 2:
-        return None
-    return output

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latent_drift.stability.calling import LossFunction, evaluate
+from latent_drift.stability.calling import LossFunction, accuracy_of, evaluate, logits_of
 from latent_drift.stability.diagnosis.fault import Fault
-from latent_drift.stability.diagnosis.forward import logits_of
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -78,7 +77,7 @@ def run_trial(
         with torch.no_grad():
             logits = logits_of(evaluate(copied, held_out[0], held_out[1], loss_fn).output, held_out[1])
         if logits is not None:
-            accuracy = float((logits.argmax(1) == held_out[1]).double().mean())
+            accuracy = accuracy_of(logits, held_out[1])
     return Trial(losses, accuracy)
 
 
