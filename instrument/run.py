@@ -181,6 +181,11 @@ class Run:
             return True
         return False
 
+    @property
+    def blamed(self) -> bool:
+        """Whether this step's loss or gradient is known not to be finite."""
+        return self._blamed
+
     def blame(self) -> None:
         """This step's loss or gradient is not finite: name the first place that made a bad number, and guard such places more tightly from now on.
 

@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.hooks import RemovableHandle
 
 from instrument import jit
+from instrument.distributed.agreement import AGREEMENT
 from instrument.guards import OPERATION_GUARDS, backward, step
 from instrument.guards.base import Spelling
 from instrument.interception import Replacement, Undo, lookup, rebind, replace_attribute, restore
@@ -58,6 +59,7 @@ class _Installation:
                 self._guard_step(cls)
                 names.append(f"{cls.__name__}.step")
         self._watch_construction()
+        AGREEMENT.open()
         self._hooks = [register_optimizer_step_pre_hook(step.before_step), register_optimizer_step_post_hook(step.after_step)]
         self.names = tuple(names)
         self._table = stand_ins
@@ -102,6 +104,7 @@ class _Installation:
 
     def uninstall(self) -> None:
         """Put the very same objects back, last replaced first."""
+        AGREEMENT.close()
         jit.unregister(self._replacements)
         for undo in reversed(self._rebound):
             undo()

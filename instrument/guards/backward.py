@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from instrument.distributed.agreement import AGREEMENT, is_at_work
+from instrument.distributed.shards import is_sharded
 from instrument.guards.base import Function, Spelling, is_compiling, mimic
 from instrument.guards.step import parameter_names
 from instrument.run import Run
@@ -78,7 +80,7 @@ def _backward(original: Function, spelling: Spelling) -> Function:
         _UNDER_WAY.add(thread)
         try:
             scaled = _look_at_losses(run, roots)
-            result = original(*args, **kwargs)
+            result = _among_others(run, original, args, kwargs) if is_at_work() and run.policy.act else original(*args, **kwargs)
             if not scaled and _nobody_steps(run, roots):
                 _judge_leaves(run, roots)
         finally:
@@ -86,6 +88,15 @@ def _backward(original: Function, spelling: Spelling) -> Function:
         return result
 
     return guarded
+
+
+def _among_others(run: Run, original: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A pass (not one inside another, as checkpoints make) that may reduce gradients over several processes."""
+    _find_optimizers(run)
+    watched = AGREEMENT.before_backward(run)
+    result = original(*args, **kwargs)
+    AGREEMENT.after_backward(run, watched)
+    return result
 
 
 def _look_at_losses(run: Run, roots: Sequence[Any]) -> bool:
@@ -140,7 +151,9 @@ def _nobody_steps(run: Run, roots: Sequence[Any]) -> bool:
     if run.backward_calls > _COVERED_LOOKS:
         return run.updates_by_hand
     stepped = {id(p) for optimizer in list(run.optimizers) for group in optimizer.param_groups for p in group["params"]}
-    run.updates_by_hand = any(id(leaf) not in stepped for leaf in _leaves(roots))
+    # The leaves of a sharded model are whole parameters that are there for one pass; what its optimizer holds are the shards.
+    sharded = any(is_sharded(p) for optimizer in list(run.optimizers) for group in optimizer.param_groups for p in group["params"])
+    run.updates_by_hand = not sharded and any(id(leaf) not in stepped for leaf in _leaves(roots))
     return run.updates_by_hand
 
 

@@ -42,7 +42,8 @@ class KeptParameters:
         met = {id(leaf): leaf for reference in self._leaves.values() if (leaf := reference()) is not None}
         met.update((id(p), p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
         with torch.no_grad(), without_function_modes():
-            self._copies = [(weakref.ref(p), p.detach().clone()) for p in met.values() if is_plain(p) and is_finite(p)]
+            there = (p for p in met.values() if is_plain(p) and p.untyped_storage().nbytes() > 0)  # memory may have been given back for a while
+            self._copies = [(weakref.ref(p), p.detach().clone()) for p in there if is_finite(p)]
 
     def put_back(self) -> list[Tensor]:
         """Restore the parameters that have become non-finite; returns them. The copies stay: the script may write the bad number once more.

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from instrument.callsite import user_frame
+from instrument.distributed.agreement import AGREEMENT, Verdict
+from instrument.distributed.shards import local_part
 from instrument.guards.base import Function, Spelling, is_compiling, mimic
 from instrument.guards.step_snapshot import StepSnapshot
 from instrument.runtime import FLOATS, RUNTIME, without_function_modes
@@ -84,6 +86,7 @@ def _closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], A
 
 def _finish(optimizer: Optimizer, skipped: bool) -> None:
     run = RUNTIME.run
+    AGREEMENT.step_finished(optimizer)
     run.step_finished(optimizer, skipped=skipped)
     if skipped and run.tally.skipped_in_a_row >= run.config.gradient.max_consecutive_skips:
         raise GiveUpError(
@@ -140,12 +143,17 @@ def _without_closure(optimizer: Optimizer, run_step: Function, args: tuple[Any, 
 def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
     """Look at the gradients and do to them what the config says; returns whether to skip the step, else whether to check its update."""
     run = RUNTIME.run
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = run.history.norm = _true_norm(optimizer, gradients)
+    gradients, held = _gradients(optimizer)
+    norm = _true_norm(optimizer, held)
+    verdict = _agreed(optimizer, gradients, norm)
+    norm = run.history.norm = norm if verdict is None else verdict.norm
     if not math.isfinite(norm) and not _scaler_decides(optimizer):
-        run.blame()
+        if verdict is None or _is_to_blame(verdict, held):
+            run.blame()
         policy = run.config.gradient.nonfinite if run.policy.act else "record"
-        _note_nonfinite(optimizer, policy)
+        if policy == "zero" and verdict is not None and verdict.uneven:
+            policy = "skip"  # zeros in one copy of the gradient only would make the copies of the parameters differ
+        _note_nonfinite(optimizer, policy, verdict)
         if policy == "raise":
             raise NumericalError(
                 "a gradient is not finite when the optimizer is about to step, and gradient.nonfinite is 'raise'; the event log names it"
@@ -154,14 +162,41 @@ def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
             return True, False
         if policy == "record":
             return False, False
-        zero_nonfinite_(gradients)
+        zero_nonfinite_(held)
         run.history.outcome = "zeroed"
-        norm = _true_norm(optimizer, gradients)
+        norm = _true_norm(optimizer, held)
+        verdict = _agreed(optimizer, gradients, norm)
+        norm = norm if verdict is None else verdict.norm
     if not run.policy.act:
         return False, False
     if math.isfinite(norm):
-        _clip(optimizer, gradients, norm)
-    return False, _is_risky(optimizer, norm)
+        _clip(optimizer, gradients, held, norm)
+    return False, _is_risky(optimizer, norm) if verdict is None else verdict.risky
+
+
+def _gradients(optimizer: Optimizer) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients, and the numbers of them that this process holds: the same tensors unless they are sharded."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if all(type(gradient) is Tensor for gradient in gradients):
+        return gradients, gradients
+    return gradients, [local_part(gradient) for gradient in gradients]
+
+
+def _agreed(optimizer: Optimizer, gradients: Sequence[Tensor], norm: float, *, closure: bool = False) -> Verdict | None:
+    """What all processes that train this model make of the gradients; None for a single one. Inside a closure the update is always looked at."""
+    run = RUNTIME.run
+    if not AGREEMENT.concerns(optimizer) or not run.policy.act:
+        return None
+    risky = closure or _is_risky(optimizer, norm)
+    return AGREEMENT.judge(optimizer, gradients, _grad_scale(optimizer), norm, suspect=run.blamed, risky=risky)
+
+
+def _is_to_blame(verdict: Verdict, held: Sequence[Tensor]) -> bool:
+    """Whether to look for the cause in this process: not if another one knows that it began there."""
+    if verdict.suspects:
+        return RUNTIME.run.blamed
+    with without_function_modes():
+        return not math.isfinite(global_norm(held))
 
 
 def _grad_scale(optimizer: Optimizer) -> float:
@@ -180,7 +215,8 @@ def _true_norm(optimizer: Optimizer, gradients: Sequence[Tensor]) -> float:
         return global_norm(gradients) / _grad_scale(optimizer)
 
 
-def _clip(optimizer: Optimizer, gradients: list[Tensor], norm: float) -> None:
+def _clip(optimizer: Optimizer, all_gradients: Sequence[Tensor], gradients: list[Tensor], norm: float) -> None:
+    """Clip `gradients`, which this process holds, by the norm of all."""
     run = RUNTIME.run
     clip = run.config.gradient.clip
     scale = _grad_scale(optimizer)
@@ -191,7 +227,8 @@ def _clip(optimizer: Optimizer, gradients: list[Tensor], norm: float) -> None:
         order = float(clip.norm_type)
         if order == 2.0 and norm <= clip.max_norm * (1.0 + ALREADY_CLIPPED):
             return
-        outcome = clip_by_global_norm_(gradients, clip.max_norm * scale, order, norm=norm * scale if order == 2.0 else None)
+        known = norm * scale if order == 2.0 else AGREEMENT.norm_of_order(optimizer, all_gradients, order)
+        outcome = clip_by_global_norm_(gradients, clip.max_norm * scale, order, norm=known)
         threshold = f"{clip.max_norm:.6g}"
     elif clip.kind == "value":
         outcome = clip_by_value_(gradients, clip.max_value * scale, norm=norm * scale)
@@ -199,7 +236,7 @@ def _clip(optimizer: Optimizer, gradients: list[Tensor], norm: float) -> None:
     elif clip.kind == "agc":
         if scale != 1.0:
             return  # the ratio to the weights is only known once the gradients are unscaled, inside a fused step
-        outcome = clip_adaptively_(_parameters(optimizer), clip.clipping, clip.eps)
+        outcome = clip_adaptively_([_held_with_gradient(p) for p in _parameters(optimizer)], clip.clipping, clip.eps)
         threshold = f"{clip.clipping:.6g} of each unit's weight norm"
     else:
         history = run.gradient_history(optimizer, clip.history)
@@ -213,6 +250,15 @@ def _clip(optimizer: Optimizer, gradients: list[Tensor], norm: float) -> None:
         run.tally.clipped += 1
         run.history.outcome = "clipped"
         run.note("NS507", "clipped", "step", message=f"gradient norm {norm:.4g} clipped to {threshold}")
+
+
+def _held_with_gradient(parameter: Tensor) -> Tensor:
+    """The part of a parameter that this process holds, with that part of its gradient."""
+    held = local_part(parameter)
+    if held is not parameter:
+        held = held.detach()
+        held.grad = None if parameter.grad is None else local_part(parameter.grad)
+    return held
 
 
 def _history_limit(clip: Any, history: GradientHistory) -> float:
@@ -230,19 +276,26 @@ _DONE = {
 }
 
 
-def _note_nonfinite(optimizer: Optimizer, policy: str) -> None:
+def _note_nonfinite(optimizer: Optimizer, policy: str, verdict: Verdict | None = None) -> None:
     with_gradient = [p for p in _parameters(optimizer) if p.grad is not None]
     gradients = [p.grad for p in with_gradient if p.grad is not None]
     bad = nonfinite_positions(gradients)
     action, said = _DONE.get(policy, ("observed", "an exception is raised"))
     names = parameter_names([with_gradient[i] for i in bad[:3]])
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    found = f"the gradient of {len(bad)} of {len(gradients)} parameters is not finite ({', '.join(names)}{more})"
+    if verdict is not None:
+        began = verdict.suspects or (verdict.bad if verdict.uneven or not bad else ())
+        if not bad:
+            found = f"the gradient on rank {', '.join(map(str, verdict.bad))} is not finite"
+        elif began:
+            found += f"; it began on rank {', '.join(map(str, began))}"
     RUNTIME.run.note(
         "NS506",
         action,  # type: ignore[arg-type]
         "step",
         x=gradients[bad[0]] if bad else None,
-        message=f"the gradient of {len(bad)} of {len(gradients)} parameters is not finite ({', '.join(names)}{more}); {said}",
+        message=f"{found}; {said}",
     )
 
 
@@ -311,8 +364,8 @@ def _bound_update(optimizer: Optimizer, snapshot: StepSnapshot) -> None:
     largest = 0.0
     for parameter, before in zip(_parameters(optimizer), snapshot.parameters, strict=True):
         update = parameter.detach() - before
-        size = global_norm([update])
-        limit = bound.max_ratio * max(global_norm([before]), bound.eps)
+        size = global_norm([local_part(update)])
+        limit = bound.max_ratio * max(global_norm([local_part(before)]), bound.eps)
         if math.isfinite(size) and size > limit:
             parameter.detach().copy_(before + update * (limit / size))
             shortened += 1
@@ -326,11 +379,16 @@ def _bound_update(optimizer: Optimizer, snapshot: StepSnapshot) -> None:
 
 def _put_back_if_spoilt(optimizer: Optimizer, snapshot: StepSnapshot) -> bool:
     parameters = _parameters(optimizer)
-    if math.isfinite(global_norm([p.detach() for p in parameters])):
+    spoilt: list[Tensor] = []
+    if not math.isfinite(global_norm([local_part(p.detach()) for p in parameters])):
+        spoilt = [p for p, before in zip(parameters, snapshot.parameters, strict=True) if not is_finite(p) and is_finite(before)]
+    anywhere = AGREEMENT.spoilt_anywhere(optimizer, bool(spoilt)) if AGREEMENT.concerns(optimizer) else bool(spoilt)
+    if not anywhere:
         return False
-    spoilt = [p for p, before in zip(parameters, snapshot.parameters, strict=True) if not is_finite(p) and is_finite(before)]
     if not spoilt:
-        return False
+        RUNTIME.run.note("NS508", "skipped", "step", message="this update made parameters of another process non-finite; it was taken back here too")
+        snapshot.restore()
+        return True
     message = (
         f"{type(optimizer).__name__} (learning rate {_rates(optimizer)}) made {len(spoilt)} parameters non-finite "
         f"({', '.join(parameter_names(spoilt[:3]))}); parameters and optimizer state were put back"
@@ -362,10 +420,12 @@ def _with_closure(
 
     def clipped_closure() -> Any:
         loss = closure()
-        gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
-        norm = RUNTIME.run.history.norm = _true_norm(optimizer, gradients)
+        gradients, held = _gradients(optimizer)
+        norm = _true_norm(optimizer, held)
+        verdict = _agreed(optimizer, gradients, norm, closure=True)
+        norm = RUNTIME.run.history.norm = norm if verdict is None else verdict.norm
         if math.isfinite(norm):
-            _clip(optimizer, gradients, norm)
+            _clip(optimizer, gradients, held, norm)
         return loss
 
     args, kwargs = ((clipped_closure, *args[1:]), kwargs) if args else (args, {**kwargs, "closure": clipped_closure})

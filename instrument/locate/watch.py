@@ -55,8 +55,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def is_bad(x: Tensor) -> bool:
-    """Whether a plain tensor holds a NaN or an infinity."""
-    return is_plain(x) and x.numel() > 0 and not largest_magnitude(x).isfinite().item()
+    """Whether a plain tensor holds a NaN or an infinity. One whose memory was given back (`fully_shard` does) holds nothing."""
+    return is_plain(x) and x.numel() > 0 and x.untyped_storage().nbytes() > 0 and not largest_magnitude(x).isfinite().item()
 
 
 class Watching(TorchFunctionMode):
