@@ -17,6 +17,9 @@ Action = Literal["bounded", "neutralised", "repaired", "skipped", "zeroed", "cli
 REPAIRING: frozenset[str] = frozenset({"bounded", "neutralised", "repaired", "skipped", "zeroed", "clipped", "rolled-back"})
 """The actions that altered a number."""
 
+CONSEQUENCES = frozenset({"NS506", "NS507", "NS508", "NS509"})
+"""Findings that say that something went wrong before them."""
+
 STEPS_KEPT = 16
 
 
@@ -39,7 +42,7 @@ class Event:
 
     Occurrences with the same code, action, operation and line are one event: `count` says how many there were, `step` and
     `last_step` the optimizer steps of the first and the latest (0 is before the first step), `steps` the first few of them.
-    Ranges describe the finite inputs of the first occurrence.
+    Ranges describe the finite inputs of the first occurrence. `rank` is the process of a distributed job, None in a single one.
     """
 
     code: str
@@ -67,6 +70,12 @@ class Event:
     config_sha256: str = ""
     config_digest: str = ""
     profile: str = ""
+    rank: int | None = None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What makes two occurrences one event: code, action, operation, place, parameter."""
+        return (self.code, self.action, self.op, self.file, self.line, self.parameter)
 
     @property
     def repaired(self) -> bool:
@@ -101,12 +110,15 @@ class EventLog:
             raise UsageError(f"an event log needs room for at least one event; got limit={limit}")
         self._limit = limit
         self._events: dict[tuple[object, ...], Event] = {}
-        self._lock = threading.Lock()
+        # A signal's handler that saves the report may interrupt the very thread that records.
+        self._lock = threading.RLock()
         self.dropped = 0
+        self.changed: dict[tuple[object, ...], Event] | None = None
+        """Where the events that changed are kept for those who follow the run; None while nobody does."""
 
     def record(self, event: Event) -> Event:
         """Add an occurrence; returns the event it is now counted in."""
-        key = (event.code, event.action, event.op, event.file, event.line, event.parameter)
+        key = event.key
         with self._lock:
             known = self._events.get(key)
             if known is None:
@@ -120,7 +132,15 @@ class EventLog:
                     known, count=known.count + event.count, last_step=event.step, steps=(*known.steps, event.step) if new_step else known.steps
                 )
             self._events[key] = merged
+            if self.changed is not None:
+                self.changed[key] = merged
             return merged
+
+    def take_changed(self) -> list[Event]:
+        """The events that changed since this was asked last, for those who follow the run."""
+        with self._lock:
+            changed, self.changed = list((self.changed or {}).values()), {}
+        return changed
 
     def known(self, key: tuple[object, ...]) -> bool:
         """True if an event with this (code, action, op, file, line, parameter) is there."""

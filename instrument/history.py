@@ -153,6 +153,10 @@ class History:
         ring = self._by_hand if optimizer is None else self._rings.get(optimizer, ())
         return [_record(row) for row in list(ring)]
 
+    def latest(self) -> StepRecord:
+        """The step that was finished last. Raises IndexError before the first."""
+        return _record(self._latest[-1])
+
     def __iter__(self) -> Iterator[StepRecord]:
         rows = {id(row): row for part in (self._ordinary.items, self._notable.items, self._latest) for row in list(part)}
         # `seconds` orders the steps that several optimizers take under one number

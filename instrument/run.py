@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -18,16 +17,20 @@ import torch
 from torch import Tensor
 
 from instrument.callsite import module_path, user_site
-from instrument.events import Action, Event, EventLog, Site, write_jsonl
+from instrument.circumstances import Circumstances
+from instrument.events import CONSEQUENCES, Action, Event, EventLog, Site
 from instrument.guards.exp import bounds_by_op, thresholds_by_op
 from instrument.guards.kept_parameters import KeptParameters
-from instrument.history import History, write_timeline
+from instrument.history import History
+from instrument.layer_norms import LayerNorms
 from instrument.locate.births import Birth, Births
 from instrument.locate.watch import Watch
 from instrument.policy import Policy
+from instrument.report import folder as report_folder
 from instrument.report.terminal import summary_table
+from instrument.subscriptions import OnEvent, OnStep, Subscriptions
 from latent_drift.config import StabilityConfig
-from latent_drift.errors import NumericalError, UsageError
+from latent_drift.errors import NumericalError
 from latent_drift.numerics.finite import summarise
 from latent_drift.numerics.gradients import GradientHistory
 from patches.findings import FINDINGS
@@ -47,9 +50,6 @@ class _Deferred:
 
 
 _graph_task = torch._C._current_graph_task_id  # -1 outside backward
-
-CONSEQUENCES = frozenset({"NS506", "NS507", "NS508", "NS509"})
-"""Findings that say that something went wrong before them."""
 
 
 @dataclass(slots=True)
@@ -74,6 +74,9 @@ class Run:
         self.log = EventLog(config.anomaly.max_events)
         self.tally = Tally()
         self.history = History(config.anomaly.history_steps)
+        self.layers = LayerNorms()
+        self.subscriptions = Subscriptions(self.log)
+        self.circumstances = Circumstances()
         self.intercepted: tuple[str, ...] = ()
         self.active_config = ExitStack()
         self.foreign_patches: tuple[str, ...] = ()
@@ -91,7 +94,7 @@ class Run:
         self._first_cause: Event | None = None
         self.watch = Watch(config.anomaly.watch_steps)
         self._deferred: list[_Deferred] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may write the report on the thread that holds it
         self.exp_bounds = bounds_by_op(self.policy, tight=False)
         self.exp_threshold = thresholds_by_op(self.exp_bounds)
         self.smallest_exp_bound = self.exp_bounds
@@ -279,12 +282,16 @@ class Run:
             tally.skipped_in_a_row += 1
         else:
             tally.skipped_in_a_row = 0
+        if self.subscriptions:
+            self.subscriptions.tell(self.history.latest())
 
     def update_by_hand_finished(self) -> None:
         """Without an optimizer each backward counts as a step."""
         self.tally.steps += 1
         self.history.finish_step(self.tally.steps, None)
         self._forget_step(healthy=not self._blamed)
+        if self.subscriptions:
+            self.subscriptions.tell(self.history.latest())
 
     def _forget_step(self, *, healthy: bool) -> None:
         self._fired.clear()
@@ -344,12 +351,30 @@ class Run:
         """How many times a number was altered."""
         return sum(event.count for event in self.events if event.repaired)
 
-    def summary(self) -> str:
-        """A table for the terminal: what was done, where, how often."""
-        return summary_table(self.events, self.facts(), self.first_cause)
+    @property
+    def rank(self) -> int | None:
+        """The rank of this process in its distributed job; None alone."""
+        return self.circumstances.rank
+
+    def subscribe(self, on_event: OnEvent | None = None, on_step: OnStep | None = None) -> Callable[[], None]:
+        """Follow the run: be called after each step with its `StepRecord`, and with every `Event` that occurred in it; returns what ends that.
+
+        Both are called between steps, never inside one. An exception that they raise leaves `optimizer.step()` once the step is whole; see
+        `instrument.subscriptions`. An event's `count` is the run's total so far.
+        """
+        return self.subscriptions.add(on_event, on_step)
+
+    def summary(self, width: int | None = None) -> str:
+        """A table for the terminal: what was done, where, how often.
+
+        Args:
+            width: columns of the terminal; without it no line is broken. `file.py:line` never is.
+        """
+        return summary_table(self.events, self.facts(), self.first_cause, width=width)
 
     def facts(self) -> dict[str, Any]:
         """Counts and identity of the run, as in summary.json."""
+        cause = self.first_cause
         return {
             "config": self.config.identity,
             "version": self.config.version,
@@ -359,23 +384,26 @@ class Run:
             "overrides": dict(_plain_items(self.config.overrides)),
             **asdict(self.tally),
             "watched_steps": self.watch.steps,
-            "first_cause": None if self.first_cause is None else self.first_cause.where,
+            "first_cause": None if cause is None else cause.where,
+            "first_cause_code": None if cause is None else cause.code,
             "events": len(self.log),
             "events_dropped": self.log.dropped,
             "interventions": self.interventions,
             "intercepted": len(self.intercepted),
-            "torch": torch.__version__,
+            "foreign_patches": list(self.foreign_patches),
+            **self.circumstances.facts(),
         }
 
     def save(self, folder: str | Path) -> Path:
-        """Write events.jsonl, timeline.jsonl and summary.json into `folder` (made if missing); returns the folder."""
+        """Write events.jsonl, timeline.jsonl, summary.json and report.html into `folder` (made if missing); returns the folder.
+
+        In a distributed job each process writes into its own `rank-N` there and joins what is there into one report.
+
+        Raises:
+            OSError: the folder cannot be made or written.
+        """
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        write_jsonl(self.events, target / "events.jsonl")
-        write_timeline(self.history, target / "timeline.jsonl")
-        partial = target / "summary.json.partial"
-        partial.write_text(json.dumps(self.facts(), indent=2, default=str) + "\n", encoding="utf-8")
-        partial.replace(target / "summary.json")
+        report_folder.save(self, target)
         return target
 
     def __repr__(self) -> str:
@@ -384,19 +412,3 @@ class Run:
 
 def _plain_items(mapping: Any) -> Iterator[tuple[str, Any]]:
     return ((str(key), value) for key, value in mapping.items())
-
-
-def read_facts(path: Path) -> dict[str, Any]:
-    """The counts that `Run.save` wrote.
-
-    Raises:
-        UsageError: the file is missing or is not a summary.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no summary can be read from {path}: {error}. Give the folder that --report wrote") from error
-    missing = {"config", "steps", "skipped", "clipped", "interventions", "intercepted", "events_dropped"} - set(document)
-    if missing:
-        raise UsageError(f"{path} is not a summary of this tool: it lacks {', '.join(sorted(missing))}")
-    return dict(document)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from instrument.callsite import is_ours
+from instrument.circumstances import ended_by
 from instrument.run import Run
 from instrument.session import stable
 from latent_drift.errors import GiveUpError
@@ -164,8 +165,13 @@ def _status_of(exit_: SystemExit) -> int:
     return 1
 
 
-def run_guarded(target: str, arguments: Sequence[str], block: stable, *, as_module: bool = False) -> Outcome:
+def run_guarded(
+    target: str, arguments: Sequence[str], block: stable, *, as_module: bool = False, begin: Callable[[Run], None] | None = None
+) -> Outcome:
     """Run a script (or with `as_module` a module) inside `block` and say how it ended.
+
+    Args:
+        begin: called with the run before the script starts, for whatever is to follow it.
 
     Raises:
         OSError: the script cannot be read; nothing has run.
@@ -173,17 +179,23 @@ def run_guarded(target: str, arguments: Sequence[str], block: stable, *, as_modu
     execute = _module(target, arguments) if as_module else _script(target, arguments)
     status = died_of = 0
     with block as run:
+        if begin is not None:
+            begin(run)
         try:
             execute()
         except SystemExit as exit_:
+            run.circumstances.end(ended_by(exit_))
             status = _status_of(exit_)
         except KeyboardInterrupt as error:
+            run.circumstances.end(ended_by(error))
             _show(error)
             status, died_of = 128 + signal.SIGINT, signal.SIGINT
         except GiveUpError as error:
+            run.circumstances.end(ended_by(error))
             _show(error)
             status = GAVE_UP
         except BaseException as error:
+            run.circumstances.end(ended_by(error))
             _show(error)
             status = 1
         sys.stdout.flush()

@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.hooks import RemovableHandle
 
 from instrument import jit
+from instrument.circumstances import ended_by
 from instrument.distributed.agreement import AGREEMENT
 from instrument.guards import OPERATION_GUARDS, backward, step
 from instrument.guards.base import Spelling
@@ -167,7 +168,7 @@ def _enter(run: Run, caller: FrameType | None) -> None:
         _activate()
 
 
-def _leave(run: Run) -> None:
+def _leave(run: Run, error: BaseException | None) -> None:
     run.watch.stop()
     if run.put_parameters_back():
         run.blame()  # the script's last update: no loss comes after it that would have failed
@@ -183,6 +184,8 @@ def _leave(run: Run) -> None:
             _INSTALLATION.uninstall()
             run.foreign_patches = _INSTALLATION.foreign
     run.read_deferred()
+    run.circumstances.end(ended_by(error))
+    run.subscriptions.close()
 
 
 def _activate() -> None:
@@ -241,7 +244,7 @@ class stable:  # it reads as a verb: `with stable():`
         return run
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        _leave(self._runs.pop())
+        _leave(self._runs.pop(), error)
 
     async def __aenter__(self) -> Run:
         return self.__enter__()

@@ -189,6 +189,7 @@ def _judge_leaves(run: Run, roots: Sequence[Any]) -> None:
     run.kept.meet(leaves)
     with torch.no_grad(), without_function_modes():
         norm = run.history.norm = global_norm([leaf.grad for leaf in leaves if leaf.grad is not None])
+        run.layers.see_leaves(leaves, not math.isfinite(norm))
         if not math.isfinite(norm):
             bad = [leaf for leaf in leaves if leaf.grad is not None and not is_finite(leaf.grad)]
             run.blame()

@@ -147,7 +147,9 @@ def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
     norm = _true_norm(optimizer, held)
     verdict = _agreed(optimizer, gradients, norm)
     norm = run.history.norm = norm if verdict is None else verdict.norm
-    if not math.isfinite(norm) and not _scaler_decides(optimizer):
+    bad = not math.isfinite(norm) and not _scaler_decides(optimizer)
+    run.layers.see(optimizer, bad, _grad_scale(optimizer))
+    if bad:
         if verdict is None or _is_to_blame(verdict, held):
             run.blame()
         policy = run.config.gradient.nonfinite if run.policy.act else "record"
