@@ -38,6 +38,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "initialization.describe": ("describe",),
     "spectra": ("condition_number", "jacobian_norm", "lipschitz_bounds", "spectral_penalty", "spectrum"),
     "stiffness": ("solver_step_bound", "stiffness_report"),
+    "physics": ("physics_informed_report",),
     "quantization": ("quantization_report",),
     "batchnorm": ("check_batchnorm",),
     "precision_comparison": ("precision_drift",),

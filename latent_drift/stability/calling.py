@@ -21,6 +21,23 @@ class Evaluation(NamedTuple):
     output: Any
 
 
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """`value` with `function` applied to every tensor in it: lists, tuples (named ones too) and dicts keep their types, other mappings become dicts,
+    and what is neither stays as it is."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(function, item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return rebuilt(value, [map_tensors(function, item) for item in value])
+    return value
+
+
+def rebuilt(value: Any, items: list[Any]) -> Any:
+    """A list or tuple of the type of `value` (named tuples take their items one by one)."""
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+
+
 def call_model(model: nn.Module, batch: Any) -> Any:
     """The model on a batch: a tensor as its argument, a tuple or list as its arguments, a mapping as its keywords."""
     if isinstance(batch, Mapping):

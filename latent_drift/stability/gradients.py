@@ -309,15 +309,3 @@ class GradientManager:
     def adaptive_gradient_clipping(parameters: Parameters, percentile: float = 95.0) -> dict[str, Any]:
         """See `adaptive_gradient_clipping`."""
         return adaptive_gradient_clipping(parameters, percentile)
-
-
-__all__ = [
-    "GradientHistory",
-    "GradientManager",
-    "adaptive_clip",
-    "adaptive_gradient_clipping",
-    "agc",
-    "check_gradients",
-    "clip_gradients",
-    "normalize_gradients",
-]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latent_drift.stability.calling import LossFunction, accuracy_of, evaluate, logits_of, split_batch
+from latent_drift.stability.calling import LossFunction, accuracy_of, evaluate, logits_of, map_tensors, split_batch
 from latent_drift.stability.initialization.lsuv import undisturbed
 
 
@@ -47,22 +47,18 @@ def precision_drift(
     ('', 3)
     """
     inputs, labels = split_batch(batch, loss_fn)
-    reference = _run(copy.deepcopy(model).float(), _cast(inputs, torch.float32), _cast(labels, torch.float32), loss_fn, None)
+
+    def cast(value: Any, to: torch.dtype) -> Any:
+        return map_tensors(lambda t: t.to(to) if t.is_floating_point() else t, value)
+
+    reference = _run(copy.deepcopy(model).float(), cast(inputs, torch.float32), cast(labels, torch.float32), loss_fn, None)
     report: dict[str, Any] = {"float32": {"loss": reference["loss"], "accuracy": reference["accuracy"]}}
     for dtype in dtypes:
         inner = copy.deepcopy(model).float() if autocast else copy.deepcopy(model).to(dtype)
-        cast = torch.float32 if autocast else dtype
-        result = _run(inner, _cast(inputs, cast), _cast(labels, cast), loss_fn, dtype if autocast else None)
+        stored = torch.float32 if autocast else dtype
+        result = _run(inner, cast(inputs, stored), cast(labels, stored), loss_fn, dtype if autocast else None)
         report[str(dtype).removeprefix("torch.")] = _compared(reference, result, threshold)
     return report
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {k: _cast(v, dtype) for k, v in value.items()}
-    return type(value)(_cast(v, dtype) for v in value) if isinstance(value, (tuple, list)) else value
 
 
 def _run(model: nn.Module, inputs: Any, labels: Any, loss_fn: LossFunction | None, autocast: torch.dtype | None) -> dict[str, Any]:

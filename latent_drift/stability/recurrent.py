@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latent_drift.errors import UsageError
 from latent_drift.numerics.gradients import clip_by_global_norm_, global_norm, gradients_of
-from latent_drift.stability.calling import LossFunction
+from latent_drift.stability.calling import LossFunction, map_tensors
 from latent_drift.stability.monitor import StabilityMonitor
 
 
@@ -85,7 +85,7 @@ def train_rnn_stable(
             if not (isinstance(result, tuple) and len(result) == 2):
                 raise UsageError(f"train_rnn_stable: the model must return (output, state); got {type(result).__name__}")
             output, state = result
-            state = _detached(state)
+            state = map_tensors(torch.Tensor.detach, state)
             if not per_step and stop < length:
                 continue
             windows += 1
@@ -123,14 +123,6 @@ def _sequence_loss(output: Tensor, targets: Tensor) -> Tensor:
     if targets.is_floating_point():
         return F.mse_loss(output, targets)
     return F.cross_entropy(output.reshape(-1, output.shape[-1]), targets.reshape(-1))
-
-
-def _detached(state: Any) -> Any:
-    if isinstance(state, Tensor):
-        return state.detach()
-    if isinstance(state, dict):
-        return {k: _detached(v) for k, v in state.items()}
-    return type(state)(_detached(s) for s in state) if isinstance(state, (tuple, list)) else state
 
 
 def _batch_of(state: Any, inputs: Tensor, batch_first: bool) -> bool | None:

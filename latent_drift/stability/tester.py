@@ -17,7 +17,7 @@ from latent_drift.errors import UsageError
 from latent_drift.numerics.finite import is_finite
 from latent_drift.stability.activations import ActivationMonitor
 from latent_drift.stability.amp import DynamicLossScaler
-from latent_drift.stability.calling import LossFunction, call_model, evaluate, own_loss, split_batch
+from latent_drift.stability.calling import LossFunction, call_model, evaluate, map_tensors, own_loss, rebuilt, split_batch
 from latent_drift.stability.flow import analyze_gradient_flow
 from latent_drift.stability.training import stable_training_step
 
@@ -106,7 +106,12 @@ class Subject:
         if not (isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], nn.Module)):
             raise UsageError(f"{name}: the factory must return a Subject, (model, batch) or (model, batch, loss_fn); got {type(made).__name__}")
         model, batch = made[0], made[1]
-        return cls(lambda: copy.deepcopy(model), lambda rows: _resized(batch, rows), made[2] if len(made) == 3 else None, name)
+        return cls(
+            lambda: copy.deepcopy(model),
+            lambda rows: map_tensors(lambda t: t[torch.arange(rows) % len(t)] if t.dim() and len(t) else t, batch),
+            made[2] if len(made) == 3 else None,
+            name,
+        )
 
 
 class _Results(dict[str, dict[str, Any]]):
@@ -332,7 +337,7 @@ class StabilityTester:
         return self.subject.build().to(self.device).train()
 
     def _batch(self, rows: int) -> tuple[Any, Any]:
-        return split_batch(_to(self.subject.batch(rows), self.device), self.subject.loss_fn)
+        return split_batch(map_tensors(lambda t: t.to(self.device), self.subject.batch(rows)), self.subject.loss_fn)
 
     def _output(self, model: nn.Module, inputs: Any, labels: Any) -> Any:
         """The model's output; its loss where it computes that itself."""
@@ -446,28 +451,12 @@ def _floats(value: Any) -> list[Tensor]:
     return [t for v in value for t in _floats(v)] if isinstance(value, (tuple, list)) else []
 
 
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {k: _to(v, device) for k, v in value.items()}
-    return type(value)(_to(v, device) for v in value) if isinstance(value, (tuple, list)) else value
-
-
-def _resized(value: Any, rows: int) -> Any:
-    if isinstance(value, Tensor) and value.dim() and len(value):
-        return value[torch.arange(rows) % len(value)]
-    if isinstance(value, dict):
-        return {k: _resized(v, rows) for k, v in value.items()}
-    return type(value)(_resized(v, rows) for v in value) if isinstance(value, (tuple, list)) else value
-
-
 def _extreme(value: Any, name: str, sample: Any) -> Any:
     """Inputs made tiny, huge, zero or of mixed scales; tokens become the smallest, largest or a mixture of the sample's."""
     if isinstance(value, dict):
         return {k: _extreme(v, name, sample[k]) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(_extreme(v, name, s) for v, s in zip(value, sample, strict=True))
+        return rebuilt(value, [_extreme(v, name, s) for v, s in zip(value, sample, strict=True)])
     if not isinstance(value, Tensor) or name in ("empty batch", "single sample") or value.numel() == 0:
         return value
     if not value.is_floating_point():

@@ -16,7 +16,7 @@ from latent_drift.config.active import active
 from latent_drift.errors import GiveUpError
 from latent_drift.numerics.gradients import clip_by_global_norm_, global_norm, gradients_of
 from latent_drift.stability.amp import DynamicLossScaler
-from latent_drift.stability.calling import LossFunction, evaluate, split_batch
+from latent_drift.stability.calling import LossFunction, evaluate, map_tensors, split_batch
 from latent_drift.stability.checkpoint import load_checkpoint, save_checkpoint_with_validation
 from latent_drift.stability.monitor import StabilityMonitor
 
@@ -161,7 +161,7 @@ def train_with_stability(
         model.train()
         losses, norms, clipped, skipped, steps = 0.0, 0.0, 0, 0, 0
         for item in dataloader:
-            inputs, labels = split_batch(_moved(item, target), loss_fn)
+            inputs, labels = split_batch(map_tensors(lambda t: t.to(target), item), loss_fn)
             result = stable_training_step(model, inputs, labels, optimizer, loss_fn or _default_loss, scaler, monitor, max_grad_norm)
             steps += 1
             if result["skipped"]:
@@ -191,14 +191,6 @@ def _default_loss(output: Any, labels: Any = None) -> Tensor:
     if isinstance(labels, Tensor) and labels.is_floating_point():
         return F.mse_loss(output, labels)
     return F.cross_entropy(output, labels)
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {k: _moved(v, device) for k, v in value.items()}
-    return type(value)(_moved(v, device) for v in value) if isinstance(value, (tuple, list)) else value
 
 
 def _random_state() -> dict[str, Any]:

@@ -175,6 +175,7 @@ ELSEWHERE = {
         "diagnose",
         "jacobian_norm",
         "lipschitz_bounds",
+        "physics_informed_report",
         "plot_activation_statistics",
         "plot_gradient_flow",
         "plot_spectra",

@@ -99,7 +99,7 @@ def accuracy_run(precision: str, steps: int = 1500) -> dict[str, Any]:
     return {"precision": precision, "steps": steps, "accuracy": round(accuracy, 4), "losses_finite": finite, "skipped": skipped}
 
 
-def batch_run(rows: int, steps: int = 60) -> dict[str, Any]:
+def batch_run(rows: int, steps: int = 30) -> dict[str, Any]:
     """A short training of the ODE model at one batch size."""
     model = ode_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

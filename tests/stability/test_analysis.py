@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latent_drift.errors import UsageError
+from latent_drift.errors import NumericalError, UsageError
 from latent_drift.stability import (
     check_batchnorm,
     condition_number,
     jacobian_norm,
     lipschitz_bounds,
+    physics_informed_report,
     precision_drift,
     quantization_report,
     solver_step_bound,
@@ -169,6 +170,95 @@ def test_stiffness_report_reads_eigenvalues() -> None:
     assert growing["growth"] == pytest.approx(0.5)
     assert growing["euler_bound"] == math.inf
     assert growing["stable"] is None
+
+
+# --- physics-informed losses -------------------------------------------------------------------------------
+
+
+def _polynomial(x: Tensor, degree: int = 5) -> Tensor:
+    return torch.stack([x**k for k in range(degree + 1)], -1)
+
+
+def test_curvature_and_learning_rate_bound_are_exact_for_a_model_linear_in_its_parameters() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(6, 1, bias=False).double()
+    x = torch.linspace(-1, 1, 40, dtype=torch.float64)
+    slopes = torch.func.vmap(torch.func.jacrev(_polynomial))(x)  # d/dx of each power
+
+    def terms() -> dict[str, Tensor]:
+        residual = (slopes @ model.weight[0] + 3.0 * (_polynomial(x) @ model.weight[0])).square().mean()  # u' = -3 u
+        return {"residual": residual, "boundary": (_polynomial(x[:1]) @ model.weight[0] - 1).square().mean()}
+
+    rows = slopes + 3.0 * _polynomial(x)
+    exact = {"residual": 2 * rows.t() @ rows / 40, "boundary": 2 * _polynomial(x[:1]).t() @ _polynomial(x[:1])}
+    report = physics_informed_report(model, terms(), rtol=1e-6)
+    for name, hessian in exact.items():
+        assert report["terms"][name]["curvature"] == pytest.approx(torch.linalg.eigvalsh(hessian)[-1].item(), rel=1e-6)
+        assert report["terms"][name]["gradient_norm"] == pytest.approx(torch.autograd.grad(terms()[name], model.weight)[0].norm().item(), rel=1e-12)
+    largest = torch.linalg.eigvalsh(sum(exact.values()))[-1].item()  # type: ignore[arg-type]
+    assert report["learning_rate_bound"] == pytest.approx(2 / largest, rel=1e-6)
+
+    def descend(lr: float) -> float:
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        loss = torch.zeros(())
+        for _ in range(300):
+            optimizer.zero_grad()
+            loss = sum(terms().values())  # type: ignore[assignment]
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    start = sum(terms().values()).item()  # type: ignore[union-attr]
+    assert descend(0.98 * report["learning_rate_bound"]) < start
+    assert descend(1.05 * report["learning_rate_bound"]) > 1e3 * start  # negative control: explicit Euler beyond 2/lambda
+
+
+class _Field(nn.Module):
+    """u(x) with u'' + k**2 u = 0 wanted inside, u(0) = 0 and u(1) = sin(k) at the ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(1, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 1))
+
+    def terms(self, k: float) -> dict[str, Tensor]:
+        x = torch.linspace(0, 1, 32)[:, None].requires_grad_()
+        u = self.net(x)
+        (first,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), x, create_graph=True)
+        ends = self.net(torch.tensor([[0.0], [1.0]]))[:, 0]
+        return {"residual": (second + k * k * u).square().mean(), "boundary": (ends - torch.tensor([0.0, math.sin(k)])).square().mean()}
+
+
+def test_a_stiff_equation_drowns_its_boundary_terms_and_the_weights_bring_them_back() -> None:
+    torch.manual_seed(0)
+    field = _Field()
+    mild, stiff = (physics_informed_report(field, field.terms(k)) for k in (1.0, 15.0))
+    assert stiff["imbalance"] > 100 * mild["imbalance"]
+    assert "weight the terms" in stiff["advice"]
+    assert stiff["learning_rate_bound"] < 1e-2 * mild["learning_rate_bound"]
+    terms = field.terms(15.0)
+    weighted = {name: loss * stiff["weights"][name] for name, loss in terms.items()}
+    assert physics_informed_report(field, weighted)["imbalance"] < 30
+    sum(weighted.values()).backward()  # type: ignore[union-attr]  # the graphs are still there
+    assert all(p.grad is not None for p in field.parameters())
+
+
+def test_physics_informed_report_names_terms_that_are_cut_off_opposed_or_not_finite() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    x = torch.tensor([[1.0, 0.5]])
+    against = physics_informed_report(model, {"a": model(x).mean(), "b": -2 * model(x).mean()})
+    assert against["cosines"][("a", "b")] == pytest.approx(-1)
+    assert "pull against each other" in against["advice"]
+    assert against["learning_rate_bound"] == math.inf  # linear: no curvature
+    silent = physics_informed_report(model, {"a": model(x).mean(), "b": (0 * model(x)).mean()})
+    assert silent["weights"] == {"a": 1.0, "b": 1.0}
+    assert "b has no gradient" in silent["advice"]
+    with pytest.raises(UsageError, match=r"'b'.*without a graph"):
+        physics_informed_report(model, {"a": model(x).mean(), "b": torch.tensor(1.0)})
+    with pytest.raises(NumericalError, match="'a' is nan"):
+        physics_informed_report(model, {"a": model(x).mean() * math.nan})
+    with pytest.raises(UsageError, match="empty"):
+        physics_informed_report(model, {})
 
 
 # --- quantisation, batch norm, precision --------------------------------------------------------------------

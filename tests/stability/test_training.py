@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import UserDict
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +32,7 @@ from latent_drift.stability import (
     train_rnn_stable,
     train_with_stability,
 )
+from latent_drift.stability.calling import map_tensors
 
 
 def _model() -> nn.Module:
@@ -281,7 +283,7 @@ def test_the_command_on_a_users_model(tmp_path: Path, command: Callable[..., _Ru
         (("--model", "users_model_for_test:none"), "no callable 'none'"),
         (("--model", "nowhere:f"), "no module named 'nowhere'"),
         (("--model", "tree"), "must be ode, raccoon or package.module:factory"),
-        (("--model", "users_model_for_test:good", "--device", "tpu"), "must be cpu, cuda or mps"),
+        (("--model", "users_model_for_test:good", "--device", "tpu"), "must be cpu, cuda"),
     ):
         refused = command(*arguments, cwd=tmp_path)
         assert refused.returncode == 2
@@ -352,3 +354,32 @@ def test_the_monitor_sees_the_norm_before_clipping_so_that_it_can_warn() -> None
     )
     assert monitor.grad_norms[-1] == pytest.approx(result["grad_norm"], rel=1e-4)
     assert [w["kind"] for w in monitor.warnings] == ["gradient_norm"]
+
+
+class _Pair(NamedTuple):
+    x: Tensor
+    extra: dict[str, Tensor]
+
+
+def test_nested_batches_keep_their_types_named_tuples_among_them() -> None:
+    value = [_Pair(torch.ones(2), {"a": torch.zeros(1)}), (3, "text"), UserDict({"b": torch.ones(1)})]
+    doubled = map_tensors(lambda t: t + 1, value)
+    assert isinstance(doubled[0], _Pair)
+    assert doubled[0].x.tolist() == [2.0, 2.0]
+    assert doubled[0].extra["a"].item() == 1
+    assert doubled[1] == (3, "text")
+    assert doubled[2]["b"].item() == 2
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor, extra: dict[str, Tensor]) -> Tensor:
+            return (self.inner(x) - extra["target"]).square().mean()
+
+    batches = [_Pair(torch.randn(4, 3), {"target": torch.randn(4, 1)})] * 2
+    with pytest.raises(TypeError):
+        type(batches[0])(v for v in batches[0])  # negative control: a named tuple is not built from a generator
+    result = train_with_stability(Net(), batches, epochs=1)
+    assert result["epochs"][0]["steps"] == 2

@@ -1,11 +1,12 @@
 """Variance of activations and gradients through depth, per initialiser and activation, beside what mean-field theory predicts.
 
-`python -m tests.stability.variance_through_depth [WIDTH DEPTH SEEDS]` writes a JSON line per pair; the record in
-`tests/stability/recorded` is its output at width 512, depth 100, 16 seeds.
+`python -m tests.stability.variance_through_depth [SCHEME ...]` writes a JSON line per pair; the record in `tests/stability/recorded` is its
+output at width 512, depth 100, 16 seeds.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -24,8 +25,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": torch.nn.functional.silu,
     "gelu": torch.nn.functional.gelu,
 }
-PLAIN = ("he", "xavier", "orthogonal", "lsuv", "capped")
-RESIDUAL = ("depth-scaled", "fixup", "rezero", "plain residual")
+RESIDUAL = ("depth-scaled", "rezero", "fixup", "plain residual")
+SCHEMES = ("he", "xavier", "orthogonal", "lsuv", *RESIDUAL, "spectral")
 
 
 class _Elementwise(nn.Module):
@@ -178,10 +179,20 @@ def predicted_spread(scheme: str, activation: str, width: int, depth: int) -> fl
     return math.sqrt((1 + per_layer) ** (depth - 1) - 1) if scheme in ("he", "xavier") else 0.0
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write a JSON line per scheme and activation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("schemes", nargs="*", default=SCHEMES, help=f"of {', '.join((*SCHEMES, 'capped'))}")
+    for name, default in (("width", 512), ("depth", 100), ("seeds", 16)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    sizes = dict(zip(("width", "depth", "seeds"), map(int, sys.argv[1:]), strict=False))
-    for scheme in (*PLAIN, *RESIDUAL, "spectral"):
-        for activation in ACTIVATIONS if scheme != "spectral" else ("linear", "relu"):
-            sys.stdout.write(json.dumps(measure(scheme, activation, **sizes)) + "\n")
+    for scheme in arguments.schemes:
+        for activation in ACTIVATIONS:
+            row = measure(scheme, activation, arguments.width, arguments.depth, arguments.seeds)
+            sys.stdout.write(json.dumps(row) + "\n")
             sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

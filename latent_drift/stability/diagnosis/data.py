@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from latent_drift.stability.calling import map_tensors
 from latent_drift.stability.diagnosis.fault import Fault
 
 # Root mean square of a feature beyond which layers initialised for unit variance are off by that factor.
@@ -57,11 +58,7 @@ def nonfinite_rows(inputs: Any, labels: Any) -> tuple[list[Fault], Tensor | None
 
 def keep_rows(value: Any, mask: Tensor) -> Any:
     """The rows of every tensor whose first axis has the mask's length."""
-    if isinstance(value, Tensor):
-        return value[mask] if value.dim() and len(value) == len(mask) else value
-    if isinstance(value, dict):
-        return {k: keep_rows(v, mask) for k, v in value.items()}
-    return type(value)(keep_rows(v, mask) for v in value) if isinstance(value, (tuple, list)) else value
+    return map_tensors(lambda t: t[mask] if t.dim() and len(t) == len(mask) else t, value)
 
 
 def unscaled_inputs(model: nn.Module, inputs: Any) -> list[Fault]:

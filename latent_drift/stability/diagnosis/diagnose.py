@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latent_drift.errors import UsageError
 from latent_drift.stability.activations import ActivationMonitor
-from latent_drift.stability.calling import Evaluation, LossFunction, accuracy_of, evaluate, logits_of, split_batch
+from latent_drift.stability.calling import Evaluation, LossFunction, accuracy_of, evaluate, logits_of, map_tensors, split_batch
 from latent_drift.stability.diagnosis import backward, data, forward, trial
 from latent_drift.stability.diagnosis.fault import Diagnosis, Fault
 from latent_drift.stability.diagnosis.functional import FunctionalActivations
@@ -181,8 +181,4 @@ def _trials(
 
 
 def _float(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.float() if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {k: _float(v) for k, v in value.items()}
-    return type(value)(_float(v) for v in value) if isinstance(value, (tuple, list)) else value
+    return map_tensors(lambda t: t.float() if t.is_floating_point() else t, value)
