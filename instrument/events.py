@@ -66,6 +66,10 @@ class Event:
     inf: int = 0
     module: str | None = None
     parameter: str | None = None
+    parameters: tuple[str, ...] = ()
+    """The nearest parameters that the operation computes from."""
+    trend: str | None = None
+    """What the history of the run says about how it came to this, with numbers."""
     config_version: str = ""
     config_sha256: str = ""
     config_digest: str = ""
@@ -96,7 +100,7 @@ class Event:
         """The event of one line of events.jsonl; keys of later versions are ignored."""
         document: dict[str, Any] = json.loads(line)
         known = {name: document[name] for name in cls.__dataclass_fields__ if name in document}
-        for name in ("shape", "steps"):
+        for name in ("shape", "steps", "parameters"):
             if known.get(name) is not None:
                 known[name] = tuple(known[name])
         return cls(**known)

@@ -118,6 +118,7 @@ class History:
         self._rings: weakref.WeakKeyDictionary[Optimizer, deque[_Row]] = weakref.WeakKeyDictionary()
         self._by_hand: deque[_Row] = deque(maxlen=length)
         self._latest: deque[_Row] = deque(maxlen=length)
+        self._latest_ring = self._by_hand
         self.loss: float | _OnItsWay | None = None
         """The latest loss; one on an accelerator is on its way to the host and is there once the step's norm has been read."""
         self.norm: float | None = None
@@ -143,10 +144,15 @@ class History:
             self._rings[optimizer] = ring  # type: ignore[index]  # None has a ring
         ring.append(row)
         self._latest.append(row)
+        self._latest_ring = ring
         # x - x is 0 for finite numbers only; a loss still on its way is not asked
         ordinary = outcome == "stepped" and (norm is None or norm - norm == 0.0) and (type(loss) is not float or loss - loss == 0.0)
         (self._ordinary if ordinary else self._notable).add(row)
         self.loss, self.norm, self.outcome = None, None, "stepped"
+
+    def leading_here(self) -> list[StepRecord]:
+        """The latest steps of whatever stepped last, oldest first."""
+        return [_record(row) for row in list(self._latest_ring)]
 
     def recent(self, optimizer: Optimizer | None = None) -> list[StepRecord]:
         """The latest steps of this optimizer, oldest first; without one, the latest updates by hand."""
@@ -167,8 +173,8 @@ class History:
 
 
 def _record(row: _Row) -> StepRecord:
-    step, loss, *rest = row
-    return StepRecord(step, float(loss) if loss is not None else None, *rest)
+    step, loss, norm, rate, outcome, seconds = row
+    return StepRecord(step, None if loss is None else float(loss), norm, rate, outcome, seconds)
 
 
 def learning_rate(optimizer: Optimizer) -> float | None:

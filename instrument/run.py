@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -21,9 +21,13 @@ from instrument.circumstances import Circumstances
 from instrument.events import CONSEQUENCES, Action, Event, EventLog, Site
 from instrument.guards.exp import bounds_by_op, thresholds_by_op
 from instrument.guards.kept_parameters import KeptParameters
+from instrument.guards.parameter_names import parameter_names
 from instrument.history import History
 from instrument.layer_norms import LayerNorms
 from instrument.locate.births import Birth, Births
+from instrument.locate.origin import feeding_parameters
+from instrument.locate.suspects import Located, Suspects
+from instrument.locate.trends import Trend, trend_of
 from instrument.locate.watch import Watch
 from instrument.policy import Policy
 from instrument.report import folder as report_folder
@@ -81,7 +85,7 @@ class Run:
         self.active_config = ExitStack()
         self.foreign_patches: tuple[str, ...] = ()
         self._armed: set[tuple[str, int]] = set()
-        self._fired: set[tuple[str, int]] = set()
+        self._fired: dict[tuple[str, int], None] = {}  # in order
         self._bounded_at: set[tuple[str, int]] = set()
         self.optimizers: WeakSet[torch.optim.Optimizer] = WeakSet()
         self.backward_calls = 0
@@ -93,6 +97,8 @@ class Run:
         self._explained = False
         self._first_cause: Event | None = None
         self.watch = Watch(config.anomaly.watch_steps)
+        self.suspects = Suspects()
+        self._trend: Trend | None = None
         self._deferred: list[_Deferred] = []
         self._lock = threading.RLock()  # a signal's handler may write the report on the thread that holds it
         self.exp_bounds = bounds_by_op(self.policy, tight=False)
@@ -127,7 +133,7 @@ class Run:
         """
         site = site if site is not None else self.site()
         if fired and site is not None:
-            self._fired.add((site.file, site.line))
+            self._fired[site.file, site.line] = None
         known = self.log.known((code, action, op, site and site.file, site and site.line, parameter))
         return self.log.record(self._event(code, action, op, message, site, parameter, {} if known else self._facts(x)))
 
@@ -138,7 +144,18 @@ class Run:
         ranges = {"dtype": seen.dtype, "shape": seen.shape, "minimum": seen.minimum, "maximum": seen.maximum}
         return ranges | {"nan": seen.nan, "inf": seen.posinf + seen.neginf, "module": module_path()}
 
-    def _event(self, code: str, action: Action, op: str, message: str, site: Site | None, parameter: str | None, facts: dict[str, Any]) -> Event:
+    def _event(
+        self,
+        code: str,
+        action: Action,
+        op: str,
+        message: str,
+        site: Site | None,
+        parameter: str | None,
+        facts: dict[str, Any],
+        step: int | None = None,
+        trend: str | None = None,
+    ) -> Event:
         return Event(
             code=code,
             name=FINDINGS[code].name,
@@ -149,8 +166,9 @@ class Run:
             function=site.function if site else None,
             source=site.source if site else None,
             message=message,
-            step=self.tally.steps,
+            step=self.tally.steps if step is None else step,
             parameter=parameter,
+            trend=trend,
             config_version=self.config.version,
             config_sha256=self.config.sha256,
             config_digest=self.config.digest,
@@ -163,10 +181,13 @@ class Run:
         if this step's loss or gradient turns out non-finite: then the first such place is named as the origin."""
         site = site if site is not None else self.site()
         if site is not None and not self._births.is_harmless(site):
-            self._fired.add((site.file, site.line))
+            self._fired[site.file, site.line] = None
             if self.policy.act:
                 self.kept.keep(self.optimizers)
-            self._births.add(Birth(code, op, site, message, self._facts(x) if self._births.wants_facts(site) else {}, weak))
+            facts = self._facts(x) if self._births.wants_facts(site) else {}
+            if facts and x is not None:
+                facts["parameters"] = tuple(parameter_names(_made_from(x)))
+            self._births.add(Birth(code, op, site, message, facts, weak, _graph_task() != -1))
 
     def is_armed(self, site: Site | None) -> bool:
         """True if this line made a bad number that spoiled a step before: what the ordinary rules leave alone there is bounded from then on.
@@ -189,29 +210,73 @@ class Run:
         """Whether this step's loss or gradient is known not to be finite."""
         return self._blamed
 
-    def blame(self) -> None:
+    def blame(self, roots: Sequence[Any] = ()) -> None:
         """This step's loss or gradient is not finite: name the first place that made a bad number, and guard such places more tightly from now on.
 
-        If none is known, the next steps are watched operation by operation, within the config's budget.
+        If none is known, the graph behind `roots` is read, and the next steps are watched operation by operation, within the config's budget.
+
+        Args:
+            roots: the non-finite loss, or what goes into one. Without them the loss was finite and its gradient is not.
         """
         self.put_parameters_back()
         if self._blamed:
             return
         self._blamed = True
-        origin = self._births.origin()
-        if origin is not None:
+        self._trend = self._trend or trend_of(self.history.leading_here())
+        new = [place for place in self._fired if place not in self._armed]
+        origin = self._births.origin(loss_is_finite=not roots)
+        # Infinite data may be a mask; the graph knows whether something else was made in it.
+        unexplained = (origin is None and not new) or (origin is not None and origin.weak)
+        located = self.suspects.look(roots, self.tally.steps, self.site()) if unexplained else None
+        if located is not None:
+            self._record_located(located)
+        elif origin is not None and not (origin.weak and self.suspects.pending is not None):
             self._explained = True
-            event = self.log.record(self._event(origin.code, "observed", origin.op, origin.message, origin.site, None, origin.facts))
-            self._first_cause = self._first_cause or event
+            self._name(self._event(origin.code, "observed", origin.op, origin.message, origin.site, None, origin.facts, trend=self._trend_text()))
+            self.suspects.drop()
             self.watch.finish(mend=self.policy.act and origin.code == "NS805")
-        new = self._fired - self._armed
-        # What was armed before and fired again did not suffice: something after it fails too.
+        elif new:
+            # What a guard mended at a line was not enough: that line is where it began.
+            fired = (e for place in new for e in self.log if (e.file, e.line) == place and e.code not in CONSEQUENCES)
+            self._first_cause = self._first_cause or next(fired, None)
+        # What was armed before and fired again did not suffice: something after it fails too. What is known and comes again may be mended.
         if origin is None and not new and (not self._explained or self.policy.act):
             self.watch.start(self)
         if new:
-            self._armed |= new
+            self._armed.update(new)
             self.smallest_exp_bound = bounds_by_op(self.policy, tight=True)
             self.exp_threshold = thresholds_by_op(self.smallest_exp_bound)
+
+    def meet_graph(self, roots: Sequence[Any]) -> None:
+        """A backward pass begins: if a node of an earlier step's graph is wanted, its line may be known from this one."""
+        if self.suspects.pending is not None:
+            located = self.suspects.meet(roots, self.watch)
+            if located is not None:
+                self._record_located(located)
+                self.watch.finish(mend=False)
+
+    def _record_located(self, located: Located) -> None:
+        suspect = located.suspect
+        facts = suspect.facts if located.module is None else {**suspect.facts, "module": located.module}
+        self._explained = True
+        trend = self._trend_text()
+        self._name(self._event(suspect.code, "observed", suspect.op, suspect.message, located.site, None, facts, step=suspect.step, trend=trend))
+
+    def _name(self, event: Event) -> None:
+        """Record an origin; the first of the run is the first cause."""
+        event = self.log.record(event)
+        self._first_cause = self._first_cause or event
+
+    def _trend_text(self) -> str | None:
+        return None if self._trend is None else self._trend.text
+
+    def _tell_trend(self) -> None:
+        """Say the trend at the line that steps. A learning rate that grew without bound is the cause, wherever the numbers overflowed."""
+        if self._trend is not None:
+            trend, self._trend = self._trend, None
+            event = self.note("NS512", "warned", "step", message=f"before this failure {trend.text}")
+            if trend.is_runaway:
+                self._first_cause = event
 
     def allows(self, op: str, site: Site | None = None) -> bool:
         """Whether the config's allow-list says that a non-finite value is meant here: by `file.py:line`, `file.py`, operation or module path, with *
@@ -247,7 +312,7 @@ class Run:
     def defer(self, flag: Tensor, code: str, action: Action, op: str, site: Site | None, x: Tensor) -> None:
         """Keep a flag on its device until the step reads all of them at once."""
         if site is not None:
-            self._fired.add((site.file, site.line))
+            self._fired[site.file, site.line] = None
         self._deferred.append(_Deferred(flag, code, action, op, site, str(x.dtype).removeprefix("torch."), tuple(x.shape)))
         if len(self._deferred) >= 4096:
             self.read_deferred()
@@ -276,6 +341,8 @@ class Run:
         tally = self.tally
         tally.steps = max(tally.steps, count)
         self.history.finish_step(tally.steps, optimizer, skipped=skipped)
+        if self._trend is not None:
+            self._tell_trend()
         self._forget_step(healthy=not skipped)
         if skipped:
             tally.skipped += 1
@@ -289,6 +356,8 @@ class Run:
         """Without an optimizer each backward counts as a step."""
         self.tally.steps += 1
         self.history.finish_step(self.tally.steps, None)
+        if self._trend is not None:
+            self._tell_trend()
         self._forget_step(healthy=not self._blamed)
         if self.subscriptions:
             self.subscriptions.tell(self.history.latest())
@@ -305,6 +374,16 @@ class Run:
             self.put_parameters_back()
         self._blamed = False
         self.watch.step_finished()
+
+    def close(self) -> None:
+        """The block closes: what was found and has no line is said without one."""
+        self.watch.stop()
+        if self.put_parameters_back():
+            self.blame()  # the script's last update: no loss comes after it that would have failed
+        self._tell_trend()
+        located = self.suspects.give_up()
+        if located is not None and all(event.code in CONSEQUENCES for event in self.log):
+            self._record_located(located)
 
     def put_parameters_back(self) -> bool:
         """Restore parameters that an update made non-finite where no optimizer's guard stood, if copies from before it are held; returns whether
@@ -408,6 +487,13 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.config.identity}: {self.tally.steps} steps, {len(self.log)} events, {self.interventions} interventions>"
+
+
+def _made_from(x: Tensor) -> list[Tensor]:
+    """The parameters that a tensor was computed from, or itself if it is one."""
+    if x.grad_fn is None:
+        return [x] if x.requires_grad else []
+    return feeding_parameters(x.grad_fn)
 
 
 def _plain_items(mapping: Any) -> Iterator[tuple[str, Any]]:

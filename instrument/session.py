@@ -169,9 +169,7 @@ def _enter(run: Run, caller: FrameType | None) -> None:
 
 
 def _leave(run: Run, error: BaseException | None) -> None:
-    run.watch.stop()
-    if run.put_parameters_back():
-        run.blame()  # the script's last update: no loss comes after it that would have failed
+    run.close()
     with _LOCK:
         # Blocks of several threads may close in any order: the one that closes is removed, the last one restores.
         for index in range(len(_OPEN) - 1, -1, -1):

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from instrument.distributed.agreement import AGREEMENT, is_at_work
 from instrument.distributed.shards import is_sharded
 from instrument.guards.base import Function, Spelling, is_compiling, mimic
-from instrument.guards.step import parameter_names
+from instrument.guards.parameter_names import parameter_names
 from instrument.run import Run
 from instrument.runtime import RUNTIME, function_modes, is_plain, without_function_modes
 from latent_drift.numerics.finite import is_finite
@@ -80,6 +80,7 @@ def _backward(original: Function, spelling: Spelling) -> Function:
         _UNDER_WAY.add(thread)
         try:
             scaled = _look_at_losses(run, roots)
+            run.meet_graph(roots)
             result = _among_others(run, original, args, kwargs) if is_at_work() and run.policy.act else original(*args, **kwargs)
             if not scaled and _nobody_steps(run, roots):
                 _judge_leaves(run, roots)
@@ -117,7 +118,7 @@ def _look_at(run: Run, root: Any) -> None:
     with without_function_modes():
         value = run.history.loss = root.detach().item()
     if not math.isfinite(value) and not run.allows("backward"):
-        run.blame()
+        run.blame([root])
         message = f"the loss is {value} when backward is called; its gradients are judged before use"
         run.unrepaired(run.note(NONFINITE_LOSS, "observed", "backward", x=root, message=message))
 

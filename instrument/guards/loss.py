@@ -78,7 +78,7 @@ def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwa
     said = {"bound": "bounded", "omit": "left out"}[rule] if op != "ctc_loss" else "left out (zero_infinity)"
     run.note("NS604", "bounded", op, site=site, x=x, message=f"elements of {op} are not finite; they were {said}, with gradient 0", fired=finite)
     if any(bool(torch.isnan(a.detach()).any()) for a in inputs):
-        run.blame()  # the loss would be NaN, and once it is mended nothing else asks where that was born
+        run.blame(inputs)  # the loss would be NaN, and once it is mended nothing else asks where that was born
     return result
 
 

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from instrument.callsite import user_frame
 from instrument.distributed.agreement import AGREEMENT, Verdict
 from instrument.distributed.shards import local_part
 from instrument.guards.base import Function, Spelling, is_compiling, mimic
+from instrument.guards.parameter_names import parameter_names
 from instrument.guards.step_snapshot import StepSnapshot
 from instrument.runtime import FLOATS, RUNTIME, without_function_modes
 from latent_drift.errors import GiveUpError, NumericalError
@@ -299,23 +299,6 @@ def _note_nonfinite(optimizer: Optimizer, policy: str, verdict: Verdict | None =
         x=gradients[bad[0]] if bad else None,
         message=f"{found}; {said}",
     )
-
-
-def parameter_names(parameters: Sequence[Tensor]) -> list[str]:
-    """What a person calls these tensors: the path in a model that a running frame can see, else their shape. For reports only."""
-    wanted = {id(p): None for p in parameters}
-    names: dict[int, str] = {}
-    frame = user_frame()
-    while frame is not None and len(names) < len(wanted):
-        for label, value in [*frame.f_locals.items(), *frame.f_globals.items()]:
-            if isinstance(value, nn.Module):
-                for name, parameter in value.named_parameters():
-                    if id(parameter) in wanted:
-                        names.setdefault(id(parameter), name)
-            elif id(value) in wanted:
-                names.setdefault(id(value), label)
-        frame = frame.f_back
-    return [names.get(id(p), f"a parameter of shape {tuple(p.shape)}") for p in parameters]
 
 
 # The update itself ----------------------------------------------------------------------------------------------------

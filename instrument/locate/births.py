@@ -25,6 +25,8 @@ class Birth:
     facts: dict[str, Any] = field(default_factory=dict)
     weak: bool = False
     """Infinities that came in as data may be a mask: they are named only if nothing else was born."""
+    in_backward: bool = False
+    """The operation ran inside backward: in the backward of an autograd.Function, or as the check of a gradient."""
 
 
 class Births:
@@ -50,9 +52,15 @@ class Births:
             self._current[place, birth.op] = birth
             self._looked_at[place] += 1
 
-    def origin(self) -> Birth | None:
-        """The first birth of this step at a line that does not also have them in healthy steps."""
+    def origin(self, *, loss_is_finite: bool = False) -> Birth | None:
+        """The first birth of this step at a line that does not also have them in healthy steps.
+
+        Where the loss is finite and its gradient is not, what was born in backward comes first: bad numbers of the forward pass did not reach
+        the loss (a `where` left them out).
+        """
         candidates = [birth for (place, _), birth in self._current.items() if place not in self._harmless]
+        if loss_is_finite:
+            candidates.sort(key=lambda birth: not birth.in_backward)
         return next((birth for birth in candidates if not birth.weak), candidates[0] if candidates else None)
 
     def finish_step(self, *, healthy: bool) -> None:

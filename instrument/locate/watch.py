@@ -1,7 +1,7 @@
 """The watching mode: every operation of a few steps is looked at, forward and backward, to find where a bad number is born.
 
-It is entered by itself when a step failed and no guard saw why, for at most `anomaly.watch_steps` steps; the failing step was skipped, so the
-parameters that made it are still there and the next one usually shows the fault again. It costs a few times a plain step while it is on,
+It is entered by itself when a step failed and no guard saw why, for at most `anomaly.watch_steps` steps a failure; the failing step was skipped,
+so the parameters that made it are still there and the next one usually shows the fault again. It costs a few times a plain step while it is on,
 nothing otherwise. It sees the thread that failed, and operations that are called from Python; calls inside C++ and compiled code it does not.
 """
 
@@ -9,16 +9,24 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.utils.data
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from instrument.callsite import module_path
+from instrument.guards.parameter_names import parameter_names
 from instrument.guards.step import _STEPPING
 from instrument.interception import Replacement, replace_attribute
+from instrument.locate.graph import Place, is_bad
+from instrument.locate.origin import kinds, spread, variable_name
 from instrument.runtime import is_plain
 from latent_drift.numerics.finite import largest_magnitude
 
@@ -42,6 +50,11 @@ _COPYING = (
 )
 
 
+FAILURES_WATCHED = 20
+"""Each failure that nothing explains is worth `watch_steps` steps anew, so many times in a run: a fault that comes once in hundreds of steps is
+still found, and a run that fails for ever is not slow for ever."""
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors in nested arguments or results, in order."""
     if isinstance(value, Tensor):
@@ -54,9 +67,17 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def is_bad(x: Tensor) -> bool:
-    """Whether a plain tensor holds a NaN or an infinity. One whose memory was given back (`fully_shard` does) holds nothing."""
-    return is_plain(x) and x.numel() > 0 and x.untyped_storage().nbytes() > 0 and not largest_magnitude(x).isfinite().item()
+_LOADERS = str(Path(torch.utils.data.__file__).parent)
+
+
+def is_loading() -> bool:
+    """Whether a DataLoader is fetching a batch: what happens in there is data, not an operation of the loop."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_LOADERS):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Watching(TorchFunctionMode):
@@ -67,6 +88,10 @@ class Watching(TorchFunctionMode):
         self._run: weakref.ref[Run] = weakref.ref(run)
         self._met: dict[int, Tensor] = {}  # bad tensors of this step whose origin is known; kept alive so that ids stay theirs
         self._hooked: set[Any] = set()
+        self.places: dict[Any, Place] = {}
+        """Where the graph's nodes of this step were made."""
+        self.entered: dict[int, tuple[Tensor, Place]] = {}
+        """Tensors of this step that were computed from data with a hole, and the line at which that data entered; kept alive so that ids stay."""
         self.done = False
         self.mending = False
 
@@ -84,8 +109,10 @@ class Watching(TorchFunctionMode):
         before = [x for x in tensors_in((args, kwargs)) if is_bad(x)]
         nan_before = any(bool(torch.isnan(x.detach()).any()) for x in before)
         result = function(*args, **kwargs)
+        self._follow_data(run, before, args, kwargs, result)
+        loading = bool(before) and is_loading()
         for out in tensors_in(result):
-            if is_bad(out):
+            if is_bad(out) and not loading:
                 # Only what passes something bad on counts: selecting the good rows of a table with a hole is fine.
                 for x in before:
                     if id(x) not in self._met:
@@ -96,6 +123,20 @@ class Watching(TorchFunctionMode):
             if is_plain(out) and out.grad_fn is not None:
                 self._check_backward(run, name, out.grad_fn)
         return result
+
+    def _follow_data(self, run: Run, before: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Remember the line at which bad data entered, for everything computed from it outside of the graph: a batch is an index into a table."""
+        place: Place | None = None
+        for x in tensors_in((args, kwargs)):
+            known = self.entered.get(id(x))
+            place = place or (None if known is None else known[1])
+        if place is None and before and not is_loading():
+            site = run.site()
+            place = None if site is None else (site, module_path())
+        if place is not None:
+            for out in tensors_in(result):
+                if out.grad_fn is None and not isinstance(out, nn.Parameter):
+                    self.entered[id(out)] = (out, place)
 
     def _mended(self, run: Run, name: str, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """At the lines that spoiled a step, a non-finite result is bounded at the root of the dtype's largest number (NaN at 0), without gradient
@@ -141,23 +182,29 @@ class Watching(TorchFunctionMode):
             self._came_in(run, name, out)
             return
         widest = max(inputs, key=lambda x: largest_magnitude(x).nan_to_num().item())
-        ending = "is NaN although no input is" if any(is_bad(x) for x in inputs) else "of finite inputs is not finite"
-        run.born("NS805", name, message=f"{_qualified(function)} {ending}", x=widest)
+        what = kinds(out)
+        made_of = "inputs that hold Inf" if any(is_bad(x) for x in inputs) else "finite inputs"
+        run.born("NS805", name, message=f"{_qualified(function)} of {made_of} gave {what} {spread(out)}", x=widest)
 
     def _came_in(self, run: Run, name: str, x: Tensor) -> None:
         """A bad tensor that no operation seen so far made of others: data, or a parameter."""
         self._met[id(x)] = x
         values = x.detach()
         is_parameter = isinstance(x, nn.Parameter) or (x.is_leaf and x.requires_grad)
-        code, what = ("NS804", "a parameter") if is_parameter else ("NS803", "data")
-        where = "" if x.dim() == 0 else f", first at {tuple(torch.nonzero(~torch.isfinite(values))[0].tolist())}"
         weak = not is_parameter and not bool(torch.isnan(values).any())
-        run.born(code, name, message=f"{what} of shape {tuple(x.shape)} holds NaN or Inf before any operation{where}", x=x, weak=weak)
+        if is_parameter:
+            code, what = "NS804", f"the parameter {parameter_names([x])[0]}"
+        else:
+            label = variable_name(x)
+            code, what = "NS803", "data" if label is None else f"the data {label}"
+        run.born(code, name, message=f"{what} of shape {tuple(x.shape)} holds {kinds(x)} {spread(x)} before any operation", x=x, weak=weak)
 
     def _check_backward(self, run: Run, name: str, node: Any) -> None:
         """Look at what this node's backward makes of the gradient, and the nodes before it that no call was seen for (an autograd.Function whose
         `apply` was bound to another name)."""
         site = run.site()
+        if site is not None and node not in self.places:
+            self.places[node] = (site, module_path())
         for candidate, called in ((node, name), *((n, n.name()) for n, _ in node.next_functions if n is not None)):
             if candidate not in self._hooked and "AccumulateGrad" not in candidate.name():
                 self._hooked.add(candidate)
@@ -182,6 +229,8 @@ class Watching(TorchFunctionMode):
         """A new step begins."""
         self._met.clear()
         self._hooked.clear()
+        self.places.clear()
+        self.entered.clear()
 
 
 def _qualified(function: Any) -> str:
@@ -194,10 +243,21 @@ class Watch:
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
+        self._left = 0
         self._mode: Watching | None = None
         self._apply: Replacement | None = None
         self._step_began = False
         self.steps = 0
+
+    @property
+    def places(self) -> dict[Any, Place]:
+        """Where the nodes of the step under way were made, while operations are being watched."""
+        return self._mode.places if self._mode is not None and self._step_began and not self._mode.done else {}
+
+    def entered_at(self, x: Tensor) -> Place | None:
+        """The line at which the bad data that this tensor was computed from entered the step that is being watched."""
+        known = None if self._mode is None else self._mode.entered.get(id(x))
+        return None if known is None else known[1]
 
     @property
     def is_on(self) -> bool:
@@ -212,9 +272,10 @@ class Watch:
     def start(self, run: Run) -> bool:
         """Begin watching if there is budget left and no other mode is in the way (modes are a stack: one that somebody closes later must stay
         on top). A call of `apply` on an autograd.Function passes no mode, so it is replaced for the time."""
-        if self._mode is not None or self.steps >= self._budget or torch._C._len_torch_function_stack() > 0:
+        if self._mode is not None or self.steps >= self._budget * FAILURES_WATCHED or torch._C._len_torch_function_stack() > 0:
             return False
         mode = self._mode = Watching(run)
+        self._left = min(self._budget, self._budget * FAILURES_WATCHED - self.steps)
         original = torch.autograd.Function.__dict__["apply"].__func__
 
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -243,9 +304,10 @@ class Watch:
             self._mode.forget_step()
         elif not self._mode.done:
             self.steps += self._step_began
+            self._left -= self._step_began
             self._step_began = True
             self._mode.forget_step()
-            self._mode.done = self.steps >= self._budget
+            self._mode.done = self._left <= 0
         self.settle()
 
     def settle(self) -> None:

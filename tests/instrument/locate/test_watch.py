@@ -120,9 +120,6 @@ def test_watching_ends_when_the_origin_is_known_and_within_its_budget():
     assert not run.watch.is_on
     assert torch._C._len_torch_function_stack() == 0
     assert vars(torch.autograd.Function)["apply"].__func__.__module__ == "torch.autograd.function"
-    passing = train(lambda p, index: p * (math.nan if index == 0 else 1.0), steps=300)
-    assert passing.watch.steps == passing.config.anomaly.watch_steps
-    assert torch._C._len_torch_function_stack() == 0
 
 
 def test_deliberate_infinities_of_healthy_steps_are_not_blamed():

@@ -1,0 +1,99 @@
+"""What can be said of a tensor that came in bad: which variable of the script it is, in which rows, and what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from instrument.callsite import is_ours, user_frame
+
+ROWS_NAMED = 5
+_LOOK_AT = 200  # values of one frame that are searched for a tensor: a notebook's namespace is large
+
+
+def kinds(x: Tensor) -> str:
+    """`NaN`, `Inf` or `NaN and Inf`: what a tensor holds beside finite numbers."""
+    values = x.detach()
+    has_nan, has_inf = bool(torch.isnan(values).any()), bool(torch.isinf(values).any())
+    return "NaN and Inf" if has_nan and has_inf else "NaN" if has_nan else "Inf"
+
+
+def spread(x: Tensor) -> str:
+    """Where the bad elements are: `in 3 of 64 rows (5, 17, 40), first at (5, 2)`. Rows are the entries of the first dimension."""
+    bad = ~torch.isfinite(x.detach())
+    if x.dim() == 0:
+        return "its only element"
+    first = tuple(torch.nonzero(bad)[0].tolist())
+    rows = torch.nonzero(bad.flatten(1).any(1) if x.dim() > 1 else bad).flatten().tolist()
+    named = ", ".join(map(str, rows[:ROWS_NAMED])) + (", ..." if len(rows) > ROWS_NAMED else "")
+    place = f", first at {first}" if x.dim() > 1 else ""
+    return f"in {len(rows)} of {x.shape[0]} rows ({named}){place}"
+
+
+def _values(frame: FrameType) -> Iterable[tuple[str, Any]]:
+    yield from frame.f_locals.items()
+    if frame.f_globals is not frame.f_locals:
+        yield from frame.f_globals.items()
+
+
+def _is_same(value: Any, x: Tensor) -> bool:
+    return value is x or (
+        isinstance(value, Tensor)
+        and type(value) in (Tensor, nn.Parameter)
+        and value.shape == x.shape
+        and value.layout is torch.strided
+        and x.layout is torch.strided
+        and value.data_ptr() == x.data_ptr()
+        and value.stride() == x.stride()
+    )
+
+
+def variable_name(x: Tensor) -> str | None:
+    """What the running frames of the script call this tensor: `x`, `batch['image']`, `data[0]`, `self.mask`; None if none of them holds it."""
+    frame = user_frame()
+    while frame is not None:
+        if not is_ours(frame.f_code.co_filename):
+            for index, (label, value) in enumerate(_values(frame)):
+                if index > _LOOK_AT:
+                    break
+                found = _within(label, value, x)
+                if found is not None:
+                    return found
+        frame = frame.f_back
+    return None
+
+
+def _within(label: str, value: Any, x: Tensor) -> str | None:
+    if isinstance(value, Tensor):
+        return label if _is_same(value, x) else None
+    parts: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, dict):
+        parts = [(f"{label}[{key!r}]", item) for key, item in list(value.items())[:_LOOK_AT]]
+    elif isinstance(value, list | tuple):
+        parts = [(f"{label}[{i}]", item) for i, item in enumerate(value[:_LOOK_AT])]
+    elif isinstance(value, nn.Module):
+        parts = [(f"{label}.{name}", item) for named in (value.named_buffers, value.named_parameters) for name, item in named()]
+    elif label == "self":
+        parts = [(f"self.{name}", item) for name, item in list(getattr(value, "__dict__", {}).items())[:_LOOK_AT]]
+    return next((name for name, item in parts if isinstance(item, Tensor) and _is_same(item, x)), None)
+
+
+def feeding_parameters(node: Any, most: int = 3, reach: int = 64) -> list[Tensor]:
+    """The nearest leaves that an operation's graph node computes from: at most `most`, within `reach` nodes."""
+    found: list[Tensor] = []
+    seen: set[Any] = {node}
+    queue = [node]
+    while queue and len(seen) < reach and len(found) < most:
+        current = queue.pop(0)
+        variable = getattr(current, "variable", None)
+        if isinstance(variable, Tensor) and not any(variable is other for other in found):
+            found.append(variable)
+        for following, _ in current.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                queue.append(following)
+    return found
