@@ -317,17 +317,3 @@ def test_far_latents_stay_finite_and_come_back(distance: float) -> None:
     if distance >= 1e3:
         assert remaining(legacy_compat=True) > 0.5  # the negative control: no slope there, only noise
     assert remaining(legacy_compat=False) < 0.35
-
-
-def test_compiles_whole() -> None:
-    model, tokens = small(), batch(2, 9)
-    compiled_model = small()
-    compiled = torch.compile(compiled_model, fullgraph=True, backend="aot_eager")
-    loss, _ = model(tokens)
-    compiled_loss, _ = compiled(tokens)
-    loss.backward()
-    compiled_loss.backward()
-    assert compiled_loss.item() == pytest.approx(loss.item(), rel=1e-6)
-    for (name, ours), theirs in zip(model.named_parameters(), compiled_model.parameters(), strict=True):
-        torch.testing.assert_close(theirs.grad, ours.grad, msg=name)
-    assert compiled_model.latent_test.global_step.item() == 1
