@@ -41,16 +41,15 @@ def windowed_means(tokens: Tensor, table: Tensor, windows: int) -> Tensor:
     vocabulary, channels = table.shape
     share = channels // (windows + 1)
     split = windows * share
-    parts = []
-    if windows:
-        offsets, weights = _windows(length, windows, vocabulary, table)
-        frequencies = table.new_zeros(batch, windows * vocabulary).scatter_add(1, tokens + offsets, weights.expand(batch, length))
-        by_window = table[:, :split].view(vocabulary, windows, share).transpose(0, 1)
-        means = torch.bmm(frequencies.view(batch, windows, vocabulary).transpose(0, 1), by_window)
-        parts.append(means.transpose(0, 1).reshape(batch, split))
     weight = table.new_full((1, 1), 1.0 / max(length, 1)).expand(batch, length)
-    parts.append(table.new_zeros(batch, vocabulary).scatter_add(1, tokens, weight) @ table[:, split:])
-    return torch.cat(parts, dim=1) if windows else parts[0]
+    whole = table.new_zeros(batch, vocabulary).scatter_add_(1, tokens, weight) @ table[:, split:]
+    if not windows:
+        return whole
+    offsets, weights = _windows(length, windows, vocabulary, table)
+    frequencies = table.new_zeros(batch, windows * vocabulary).scatter_add_(1, tokens + offsets, weights.expand(batch, length))
+    by_window = table[:, :split].view(vocabulary, windows, share).transpose(0, 1)
+    means = torch.bmm(frequencies.view(batch, windows, vocabulary).transpose(0, 1), by_window)
+    return torch.cat([means.transpose(0, 1).reshape(batch, split), whole], dim=1)
 
 
 def direct_windowed_means(features: Tensor, windows: int) -> Tensor:
@@ -78,16 +77,18 @@ def _windows(length: int, windows: int, vocabulary: int, like: Tensor) -> tuple[
         own = torch.bucketize(torch.arange(length, device=like.device), _starts(windows, like.device), right=True) - 1
         sizes = (own == torch.arange(windows, device=like.device).unsqueeze(1)).sum(dim=1)
         return own * vocabulary, (1.0 / sizes[own]).to(like.dtype).unsqueeze(0)
-    offsets, weights = _window_arrays(length, windows, vocabulary)
-    return torch.from_numpy(offsets).to(like.device), torch.from_numpy(weights).to(like)
+    offsets, weights, single = _window_arrays(length, windows, vocabulary)
+    exact = torch.from_numpy(single if like.dtype == torch.float32 else weights)
+    return torch.from_numpy(offsets).to(like.device), exact.to(like)
 
 
 @lru_cache(maxsize=256)
-def _window_arrays(length: int, windows: int, vocabulary: int) -> tuple[_Array, _Array]:
+def _window_arrays(length: int, windows: int, vocabulary: int) -> tuple[_Array, _Array, _Array]:
     # Arrays, not tensors: a tensor first made under inference mode, say, would be one for ever.
     own = np.searchsorted(np.array(WINDOW_STARTS[:windows]), np.arange(length), side="right") - 1
     sizes = np.bincount(own, minlength=windows)
-    return own * vocabulary, (1.0 / sizes[own])[None]
+    weights = (1.0 / sizes[own])[None]
+    return own * vocabulary, weights, weights.astype(np.float32)
 
 
 _Array = np.ndarray[Any, Any]

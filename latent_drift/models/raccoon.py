@@ -182,7 +182,7 @@ class RaccoonLogClassifier(nn.Module):
         kl_loss = self._kl(mean, logvar)
         ep_loss = self.latent_test(z)
         if not self.legacy_compat:
-            ep_loss = ep_loss + log_det.to(ep_loss.dtype).square().mean() / self.latent_dim**2
+            ep_loss = torch.add(ep_loss, log_det.to(ep_loss.dtype).square().mean(), alpha=1.0 / self.latent_dim**2)
         loss = loss_weights[0] * class_loss + loss_weights[1] * kl_loss + loss_weights[2] * ep_loss
         with torch.no_grad():
             accuracy = (logits.argmax(dim=-1) == labels).to(class_loss.dtype).mean()
