@@ -4,10 +4,38 @@ import instrument
 with instrument.stable() as run:
     legacy_main()
 print(run.summary())
+
+Names are loaded when they are first used: the pytest plugin is imported by every pytest in the environment, and torch shall not be.
 """
 
-from instrument.events import Event
-from instrument.run import Run
-from instrument.session import install, stable, uninstall
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from instrument.events import Event
+    from instrument.run import Run
+    from instrument.session import install, stable, uninstall
+
+_HOMES = {
+    "Event": "instrument.events",
+    "Run": "instrument.run",
+    "install": "instrument.session",
+    "stable": "instrument.session",
+    "uninstall": "instrument.session",
+}
 
 __all__ = ["Event", "Run", "install", "stable", "uninstall"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

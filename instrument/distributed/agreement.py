@@ -15,7 +15,7 @@ import functools
 import math
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -28,13 +28,16 @@ from torch.optim import Optimizer
 
 from instrument.distributed.channel import LEAVING, PATIENCE, Channel
 from instrument.distributed.shards import Ranks, carries_data, copies, is_sharded, local_part, mesh_ranks, weighted_norm
-from instrument.guards.base import Function, Spelling, is_compiling, mimic
 from instrument.interception import Replacement, replace_attribute, restore
 from instrument.runtime import RUNTIME, without_function_modes
 from latent_drift.numerics.gradients import global_norm
 
 if TYPE_CHECKING:
     from instrument.run import Run
+
+Function = Callable[..., Any]
+
+is_compiling = torch.compiler.is_compiling
 
 Marks = list[tuple[int, int]]
 """Identity and version of each gradient: what changes when a backward pass writes it."""
@@ -327,7 +330,7 @@ AGREEMENT = Agreement()
 
 
 def _forward(original: Function) -> Function:
-    @mimic(original, Spelling(DistributedDataParallel, "forward", "forward"))
+    @functools.wraps(original)
     def forward(self: DistributedDataParallel, *args: Any, **kwargs: Any) -> Any:
         if is_compiling() or not RUNTIME.active or not RUNTIME.run.policy.act:
             return original(self, *args, **kwargs)
