@@ -55,6 +55,11 @@ def is_ours(filename: str) -> bool:
     return not filename.startswith("<") and (resolved := str(Path(filename).resolve())).startswith(_PACKAGES) and not resolved.startswith(_DEMO)
 
 
+def is_users(filename: str) -> bool:
+    """True for a file of the user's own: not of torch, of this distribution, of an installed package or of the standard library."""
+    return _origin(filename) is _Origin.USER
+
+
 def site_of(frame: FrameType) -> Site:
     """The line that this frame is at."""
     code = frame.f_code

@@ -55,6 +55,8 @@ class _Deferred:
 
 _graph_task = torch._C._current_graph_task_id  # -1 outside backward
 
+TIGHTEST = 4  # at a sixteenth of the exponent's range nothing ordinary overflows any more
+
 
 @dataclass(slots=True)
 class Tally:
@@ -101,9 +103,10 @@ class Run:
         self._trend: Trend | None = None
         self._deferred: list[_Deferred] = []
         self._lock = threading.RLock()  # a signal's handler may write the report on the thread that holds it
-        self.exp_bounds = bounds_by_op(self.policy, tight=False)
+        self.exp_bounds = bounds_by_op(self.policy, tightness=0)
         self.exp_threshold = thresholds_by_op(self.exp_bounds)
         self.smallest_exp_bound = self.exp_bounds
+        self.tightness = 0
         self._histories: WeakKeyDictionary[torch.optim.Optimizer, GradientHistory] = WeakKeyDictionary()
         self._optimizer_steps: WeakKeyDictionary[torch.optim.Optimizer, int] = WeakKeyDictionary()
 
@@ -135,7 +138,13 @@ class Run:
         if fired and site is not None:
             self._fired[site.file, site.line] = None
         known = self.log.known((code, action, op, site and site.file, site and site.line, parameter))
-        return self.log.record(self._event(code, action, op, message, site, parameter, {} if known else self._facts(x)))
+        event = self.log.record(self._event(code, action, op, message, site, parameter, {} if known else self._facts(x)))
+        if site is not None and (action == "repaired" or (fired and action == "bounded")):
+            # Plain, the script would have died here, or the non-finite number would have been born here: backward through it would have been NaN
+            # even where a mask hides it.
+            learned = action == "repaired" or (x is not None and x.requires_grad and torch.is_grad_enabled())
+            self._births.add(Birth(code, op, site, message, event=event, always=learned))
+        return event
 
     def _facts(self, x: Tensor | None) -> dict[str, Any]:
         if x is None:
@@ -232,19 +241,27 @@ class Run:
             self._record_located(located)
         elif origin is not None and not (origin.weak and self.suspects.pending is not None):
             self._explained = True
-            self._name(self._event(origin.code, "observed", origin.op, origin.message, origin.site, None, origin.facts, trend=self._trend_text()))
+            self._explained = True
+            if origin.event is None:
+                self._name(self._event(origin.code, "observed", origin.op, origin.message, origin.site, None, origin.facts, trend=self._trend_text()))
+            else:
+                self._first_cause = self._first_cause or origin.event
             self.suspects.drop()
-            self.watch.finish(mend=self.policy.act and origin.code == "NS805")
         elif new:
             # What a guard mended at a line was not enough: that line is where it began.
             fired = (e for place in new for e in self.log if (e.file, e.line) == place and e.code not in CONSEQUENCES)
             self._first_cause = self._first_cause or next(fired, None)
+        found = self._births.unbounded()
         # What was armed before and fired again did not suffice: something after it fails too. What is known and comes again may be mended.
-        if origin is None and not new and (not self._explained or self.policy.act):
+        if found:
+            self.watch.finish(mend=self.policy.act and any(birth.code in {"NS803", "NS805"} for birth in found))
+        elif not new and (not self._explained or self.policy.act):
             self.watch.start(self)
-        if new:
+        if self._fired:
+            # Lines that were bounded already and failed again were not bounded tightly enough for what follows them: sums, squares, products.
+            self.tightness = max(1, self.tightness) if new else min(self.tightness + 1, TIGHTEST)
             self._armed.update(new)
-            self.smallest_exp_bound = bounds_by_op(self.policy, tight=True)
+            self.smallest_exp_bound = bounds_by_op(self.policy, tightness=self.tightness)
             self.exp_threshold = thresholds_by_op(self.smallest_exp_bound)
 
     def meet_graph(self, roots: Sequence[Any]) -> None:
@@ -277,6 +294,25 @@ class Run:
             event = self.note("NS512", "warned", "step", message=f"before this failure {trend.text}")
             if trend.is_runaway:
                 self._first_cause = event
+
+    @property
+    def share(self) -> float:
+        """The share of the dtype's exponent range that a result may use at a line that spoiled a step: a half at first, half of that again each
+        time it did not suffice."""
+        return 0.5**self.tightness
+
+    def ceiling(self, dtype: torch.dtype) -> float:
+        """What replaces a result in `dtype` that overflowed, at a line that spoiled a step."""
+        return float(torch.finfo(dtype).max ** self.share)
+
+    def limit(self, dtype: torch.dtype) -> float:
+        """The largest result in `dtype` that is left alone at such a line: anything finite at first, less once that did not suffice."""
+        return float(torch.finfo(dtype).max ** min(1.0, 2.0 * self.share))
+
+    def within(self, x: Tensor) -> Tensor:
+        """A result that is to replace a non-finite one, bounded so that sums and products of such results stay finite."""
+        largest = self.ceiling(x.dtype)
+        return x.clamp(-largest, largest)
 
     def allows(self, op: str, site: Site | None = None) -> bool:
         """Whether the config's allow-list says that a non-finite value is meant here: by `file.py:line`, `file.py`, operation or module path, with *

@@ -141,7 +141,7 @@ class AbstractEdgeGuard(AbstractGuard):
         backward = run.policy.act and section.gradient == "neutralise" and out.requires_grad and bool(edge.any())
         if not forward and not backward:
             return out
-        value = self.bounded(op, out.detach(), made_bad) if forward else out.detach()
+        value = run.within(self.bounded(op, out.detach(), made_bad)) if forward else out.detach()
         if forward:
             run.note(
                 self.code,

@@ -32,16 +32,16 @@ _amax = torch.amax
 _amin = torch.amin
 
 
-def argument_bound(op: str, dtype: torch.dtype, policy: Policy, *, tight: bool) -> float:
-    """The largest argument of `op` in `dtype` under this policy; `tight` leaves half of the exponent's range for what follows.
+def argument_bound(op: str, dtype: torch.dtype, policy: Policy, *, tightness: int) -> float:
+    """The largest argument of `op` in `dtype` under this policy; each step of `tightness` leaves half of the exponent's range for what follows.
 
     At the dtype's own limit a sum of two such results is inf already. Where that has happened, half the range keeps sums and products of results
     finite (exp(44.4) = 1.8e19 in float32).
     """
     own = _OWN_LIMIT[op](dtype)
     exponent = policy.exp_max[dtype]  # in terms of e
-    if tight:
-        exponent = min(exponent, largest_exp_argument(dtype) / 2.0)
+    if tightness:
+        exponent = min(exponent, largest_exp_argument(dtype) * 0.5**tightness)
     if exponent >= largest_exp_argument(dtype):
         return own
     if op == "exp2":
@@ -51,9 +51,9 @@ def argument_bound(op: str, dtype: torch.dtype, policy: Policy, *, tight: bool) 
     return min(round_down(exponent, dtype), own)
 
 
-def bounds_by_op(policy: Policy, *, tight: bool) -> dict[str, dict[torch.dtype, float]]:
+def bounds_by_op(policy: Policy, *, tightness: int) -> dict[str, dict[torch.dtype, float]]:
     """`argument_bound` of every operation and dtype."""
-    return {op: {dtype: argument_bound(op, dtype, policy, tight=tight) for dtype in FLOATS} for op in _PLAIN_FORM}
+    return {op: {dtype: argument_bound(op, dtype, policy, tightness=tightness) for dtype in FLOATS} for op in _PLAIN_FORM}
 
 
 def thresholds_by_op(bounds: dict[str, dict[torch.dtype, float]]) -> dict[str, dict[torch.dtype, float]]:
@@ -155,7 +155,7 @@ def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwa
     if kwargs.get("out") is x or not is_plain(x):
         return out
     site = run.site()
-    upper = argument_bound(op, out.dtype, run.policy, tight=run.is_armed(site))
+    upper = argument_bound(op, out.dtype, run.policy, tightness=run.tightness if run.is_armed(site) else 0)
     lower = _lower(op, upper)
     over = _over(x, out.dtype, lower, upper)
     if not bool(over.any()) or run.allows(op, site):
@@ -199,7 +199,7 @@ def _inplace(original: Function, spelling: Spelling) -> Function:
             if _amax(values).item() <= largest and (op not in _ODD + _EVEN or _amin(values).item() >= -largest):
                 return original(*args, **kwargs)
             site = run.site()
-            upper = argument_bound(op, x.dtype, run.policy, tight=run.is_armed(site))
+            upper = argument_bound(op, x.dtype, run.policy, tightness=run.tightness if run.is_armed(site) else 0)
             over = _over(x, x.dtype, _lower(op, upper), upper)
             if not bool(over.any()) or run.allows(op, site):
                 return original(*args, **kwargs)
@@ -219,7 +219,7 @@ def _on_device(original: Function, op: str, x: Tensor, args: tuple[Any, ...], kw
     if x.numel() == 0:
         return original(*args, **kwargs)
     site = run.site()
-    upper = argument_bound(op, dtype, run.policy, tight=run.is_armed(site))
+    upper = argument_bound(op, dtype, run.policy, tightness=run.tightness if run.is_armed(site) else 0)
     lower = _lower(op, upper)
     over = _over(x, dtype, lower, upper)
     run.defer(over.any(), "NS201", "bounded" if run.policy.act else "observed", op, site, x)

@@ -9,6 +9,7 @@ Backward: 0 for that element, through everything it was made of.
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any, ClassVar
 
@@ -77,29 +78,39 @@ def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwa
         return out
     said = {"bound": "bounded", "omit": "left out"}[rule] if op != "ctc_loss" else "left out (zero_infinity)"
     run.note("NS604", "bounded", op, site=site, x=x, message=f"elements of {op} are not finite; they were {said}, with gradient 0", fired=finite)
-    if any(bool(torch.isnan(a.detach()).any()) for a in inputs):
+    # A logit of -inf is a mask; NaN, or +inf among logits, is none.
+    if any(not is_finite(a) and (a is not x or bool((torch.isnan(a.detach()) | torch.isposinf(a.detach())).any())) for a in inputs):
         run.blame(inputs)  # the loss would be NaN, and once it is mended nothing else asks where that was born
     return result
 
 
 def _without_alignment(original: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """torch's own answer for sequences that no alignment fits: loss and gradient 0."""
-    if len(args) > 6 or kwargs.get("zero_infinity"):
+    given = inspect.signature(original).bind(*args, **kwargs).arguments
+    if given.get("zero_infinity"):
         return None
-    result: Tensor = original(*args, **{**kwargs, "zero_infinity": True})
+    result: Tensor = original(**{**given, "zero_infinity": True})
     return result
 
 
 def _reduced(original: Function, op: str, rule: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """The loss with its bad elements replaced; None where the arguments are of a form that cannot be taken apart."""
+    if len(args) > 2:
+        given = inspect.signature(original).bind(*args, **kwargs).arguments
+        args, kwargs = (), dict(given)
     reduction = kwargs.get("reduction", "mean")
-    if len(args) > 2 or kwargs.get("size_average") is not None or kwargs.get("reduce") is not None:
-        return None  # positional settings: rare, and their order differs from loss to loss
+    if kwargs.get("size_average") is not None or kwargs.get("reduce") is not None:
+        return None  # the settings of long ago
     x, target = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "target")
     options = {k: v for k, v in kwargs.items() if k not in ("input", "target", "reduction")}
     if not isinstance(x, Tensor) or not isinstance(target, Tensor):
         return None
 
+    for name in ("weight", "pos_weight"):
+        weight = options.get(name)
+        if isinstance(weight, Tensor) and not is_finite(weight):
+            # A weight by the inverse frequency of a class that does not occur: what it would weigh is not there.
+            options[name] = torch.where(torch.isfinite(weight), weight, torch.ones((), dtype=weight.dtype))
     elements = original(x.detach(), target.detach(), reduction="none", **options)
     bad = ~torch.isfinite(elements)
     if op in _CLASS_LOSSES:

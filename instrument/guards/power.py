@@ -68,7 +68,8 @@ class PowerGuard(AbstractElementwiseGuard):
         kind = type(exponent)
         if kind in _NUMBERS:
             if exponent >= 1.0:
-                return magnitude(out) < math.inf
+                largest = magnitude(out)
+                return largest < math.inf and (RUNTIME.run.tightness < 2 or largest < RUNTIME.run.limit(out.dtype))
             if exponent > 0.0:
                 low = smallest(out)
                 return low > 0.0 or (low == 0.0 and not out.requires_grad)
@@ -95,24 +96,26 @@ class PowerGuard(AbstractElementwiseGuard):
         base, exponent = (v.detach() if isinstance(v, Tensor) else torch.tensor(float(v)) for v in values)
         a, p = base.double(), exponent.double()
         pole = (a.abs() < torch.finfo(out.dtype).eps) & (p < 0.0)
-        over = torch.isinf(out.detach()) & torch.isfinite(a) & torch.isfinite(p) & ~pole
+        site = run.site()
+        armed = run.is_armed(site)
+        large = out.detach().abs() > run.limit(out.dtype) if armed else torch.isinf(out.detach())
+        over = large & torch.isfinite(a) & torch.isfinite(p) & ~pole
         if not bool(over.any()):
             return super().settled(call)
-        site = run.site()
         shown = next((v for v in values if isinstance(v, Tensor)), out)
         self.note_bounded(call, over, shown, site)
-        return super().settled(self._inside(call, values, (a, p), over, RUNTIME.run.is_armed(site)))
+        return super().settled(self._inside(call, values, (a, p), over, run.share if armed else 1.0))
 
     def value(self, call: Call, position: int) -> Any:
         """An operand: the base or the exponent."""
         return call.argument(position, self.operands[position])
 
-    def _inside(self, call: Call, values: list[Any], doubles: tuple[Tensor, Tensor], over: Tensor, tight: bool) -> Call:
+    def _inside(self, call: Call, values: list[Any], doubles: tuple[Tensor, Tensor], over: Tensor, share: float) -> Call:
         """The call with an argument that is inside its range at `over`. What is not finite even so (a negative number to a power) is at the
         largest finite number."""
         out: Tensor = call.out
         a, p = doubles
-        limit = math.log(torch.finfo(out.dtype).max) * (0.5 if tight else 1.0)
+        limit = math.log(torch.finfo(out.dtype).max) * share
         # What rounding the argument to its dtype, and this arithmetic in float64, may add to the logarithm of the result.
         eps, slack = torch.finfo(out.dtype).eps, 4.0 * torch.finfo(torch.float64).eps * limit
         position = 0 if isinstance(values[0], Tensor) else 1

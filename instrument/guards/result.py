@@ -18,7 +18,7 @@ from torch import Tensor
 
 from instrument.guards.base import AbstractGuard, Function, Spelling, is_compiling, mimic
 from instrument.guards.gradient_filter import Told, again, can_filter, filtered, with_own_numbers
-from instrument.guards.step import _STEPPING
+from instrument.guards.step import QUIET
 from instrument.runtime import RUNTIME, function_modes, is_plain, without_function_modes
 
 _vector_norm = torch.linalg.vector_norm
@@ -27,8 +27,9 @@ _grad_enabled = torch.is_grad_enabled
 
 
 def is_optimizer_arithmetic() -> bool:
-    """True inside an optimizer's own update: the step guard judges that by its outcome. A closure's forward and backward are the script's."""
-    return bool(_STEPPING) and not torch.is_grad_enabled()
+    """True inside a library optimizer's own update: the step guard judges that by its outcome. A closure's forward and backward are the script's, and
+    so is the update of an optimizer that the script itself defines: a fault in it has a line of its own."""
+    return bool(QUIET) and not torch.is_grad_enabled()
 
 
 def magnitude(out: Tensor) -> float:
@@ -94,7 +95,7 @@ class AbstractResultGuard(AbstractGuard):
         @mimic(original, spelling)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             out = original(*args, **kwargs)
-            if is_compiling() or not RUNTIME.active or (_STEPPING and not _grad_enabled()):
+            if is_compiling() or not RUNTIME.active or (QUIET and not _grad_enabled()):
                 return out
             seen = out if told_by_result else told_by(out, args, kwargs)
             if not is_plain(seen) or not seen.is_cpu or not seen.numel():
@@ -216,7 +217,7 @@ class AbstractElementwiseGuard(AbstractResultGuard):
                 result = self._filtered(call, values, at, self.told(call, shown, site))
         if any_bad and self.bounds_forward(site):
             self.note_bounded(call, bad, shown, site)
-            finite = self.bounded(call.op, plain, out.detach(), bad)
+            finite = RUNTIME.run.within(self.bounded(call.op, plain, out.detach(), bad))
             if call.kwargs.get("out") is not None:
                 return out.copy_(torch.where(bad, finite, out))
             result = torch.where(bad, finite, result)

@@ -7,6 +7,7 @@ step runs on a copy that is put back if it ends non-finite.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from instrument.callsite import is_users
 from instrument.distributed.agreement import AGREEMENT, Verdict
 from instrument.distributed.shards import local_part
 from instrument.guards.base import Function, Spelling, is_compiling, mimic
@@ -38,6 +40,9 @@ ALREADY_CLIPPED = 1e-4
 # Optimizers that are stepping now, by id: one that calls super().step() is judged once.
 _STEPPING: set[int] = set()
 
+QUIET: set[int] = set()
+"""Those among them whose update is a library's: its arithmetic is judged by its outcome, operation by operation nobody looks."""
+
 
 def stand_in(raw_step: Function, owner: type) -> Function:
     """A class's `step` with the judgement around it.
@@ -46,6 +51,9 @@ def stand_in(raw_step: Function, owner: type) -> Function:
     yet gets that wrapping here, so that hooks work inside the block as they do outside.
     """
     hooked_step = raw_step if getattr(raw_step, "hooked", False) else Optimizer.profile_hook_step(raw_step)
+
+    code = getattr(inspect.unwrap(raw_step), "__code__", None)
+    by_user = code is not None and is_users(code.co_filename)
 
     def run_step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
         # A wrapper such as Lookahead that never calls Optimizer.__init__ has no hooks, and torch would not look for any.
@@ -59,10 +67,13 @@ def stand_in(raw_step: Function, owner: type) -> Function:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return run_step(self, *args, **kwargs)
         _STEPPING.add(id(self))
+        if not by_user:
+            QUIET.add(id(self))
         try:
             return _judged_step(self, run_step, args, kwargs)
         finally:
             _STEPPING.discard(id(self))
+            QUIET.discard(id(self))
 
     step.hooked = True  # type: ignore[attr-defined]
     return step
@@ -378,9 +389,9 @@ def _put_back_if_spoilt(optimizer: Optimizer, snapshot: StepSnapshot) -> bool:
         f"{type(optimizer).__name__} (learning rate {_rates(optimizer)}) made {len(spoilt)} parameters non-finite "
         f"({', '.join(parameter_names(spoilt[:3]))}); parameters and optimizer state were put back"
     )
-    RUNTIME.run.blame()
     RUNTIME.run.note("NS508", "skipped", "step", x=spoilt[0], message=message)
     snapshot.restore()
+    RUNTIME.run.blame()
     return True
 
 

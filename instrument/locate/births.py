@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from instrument.events import Site
+from instrument.events import Event, Site
 
 MOST_BIRTHS = 64  # of one step: the first is the one that is named
 FULL_LOOKS = 3  # a line that makes infinities on purpose is not measured for ever
@@ -27,6 +27,10 @@ class Birth:
     """Infinities that came in as data may be a mask: they are named only if nothing else was born."""
     in_backward: bool = False
     """The operation ran inside backward: in the backward of an autograd.Function, or as the check of a gradient."""
+    event: Event | None = None
+    """The event that tells of it already: the number was bounded on the spot."""
+    always: bool = False
+    """That the step went well says nothing about this line: it went well because the number was bounded."""
 
 
 class Births:
@@ -63,8 +67,12 @@ class Births:
             candidates.sort(key=lambda birth: not birth.in_backward)
         return next((birth for birth in candidates if not birth.weak), candidates[0] if candidates else None)
 
+    def unbounded(self) -> list[Birth]:
+        """Those that nothing was done about on the spot: one of them spoiled the step."""
+        return [birth for (place, _), birth in self._current.items() if place not in self._harmless and birth.event is None]
+
     def finish_step(self, *, healthy: bool) -> None:
         """Forget the step; what was born in one that went well is harmless there."""
         if healthy:
-            self._harmless.update(place for place, _ in self._current)
+            self._harmless.update(place for (place, _), birth in self._current.items() if not birth.always)
         self._current.clear()

@@ -8,7 +8,6 @@ nothing otherwise. It sees the thread that failed, and operations that are calle
 from __future__ import annotations
 
 import functools
-import math
 import sys
 import weakref
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from instrument.callsite import module_path
 from instrument.guards.parameter_names import parameter_names
-from instrument.guards.step import _STEPPING
+from instrument.guards.step import _STEPPING, QUIET
 from instrument.interception import Replacement, replace_attribute
 from instrument.locate.graph import Place, is_bad
 from instrument.locate.origin import kinds, spread, variable_name
@@ -53,6 +52,19 @@ _COPYING = (
 FAILURES_WATCHED = 20
 """Each failure that nothing explains is worth `watch_steps` steps anew, so many times in a run: a fault that comes once in hundreds of steps is
 still found, and a run that fails for ever is not slow for ever."""
+
+
+def _is_bookkeeping() -> bool:
+    """Inside an optimizer's step: whether this call is the update's own arithmetic or the step guard's look at it, which the step guard judges by
+    the outcome, and not a closure's forward and backward."""
+    if QUIET and not torch.is_grad_enabled():
+        return True
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "contextlib", "instrument"):
+        if frame.f_globals["__name__"].startswith(("instrument.guards.step", "instrument.recovery")):
+            return True
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__", "")).startswith("latent_drift.numerics")
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -102,10 +114,10 @@ class Watching(TorchFunctionMode):
     def watched(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call, and look at what went in and what came out."""
         run = self._run()
-        if self.done or run is None or name in _COPYING or (_STEPPING and not torch.is_grad_enabled()):
+        if self.done or run is None or name in _COPYING or (_STEPPING and _is_bookkeeping()):
             return function(*args, **kwargs)
         if self.mending:
-            return self._mended(run, name, function(*args, **kwargs), args, kwargs)
+            return self._mended(run, function, name, function(*args, **kwargs), args, kwargs)
         before = [x for x in tensors_in((args, kwargs)) if is_bad(x)]
         nan_before = any(bool(torch.isnan(x.detach()).any()) for x in before)
         result = function(*args, **kwargs)
@@ -138,8 +150,8 @@ class Watching(TorchFunctionMode):
                 if out.grad_fn is None and not isinstance(out, nn.Parameter):
                     self.entered[id(out)] = (out, place)
 
-    def _mended(self, run: Run, name: str, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """At the lines that spoiled a step, a non-finite result is bounded at the root of the dtype's largest number (NaN at 0), without gradient
+    def _mended(self, run: Run, function: Any, name: str, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """At the lines that spoiled a step, a non-finite result is bounded at a share of the dtype's range (`Run.share`; NaN at 0), without gradient
         there, and the gradient that leaves an operation is kept finite. Everywhere else nothing is touched."""
         if not isinstance(result, Tensor) or not is_plain(result):
             return result
@@ -150,16 +162,49 @@ class Watching(TorchFunctionMode):
         if not run.is_armed(site):
             return result
         if bad:
-            run.note("NS805", "bounded", name, site=site, x=result, message=f"the result of {name} is not finite; it was bounded", fired=True)
-            root = math.sqrt(torch.finfo(result.dtype).max)
+            result = self._without_bad_columns(run, function, name, site, result, args, kwargs)
+        elif largest_magnitude(result).item() > run.limit(result.dtype):
+            result = self._held(run, name, site, result, args)
+        if is_bad(result):
+            came_in = any(is_bad(x) for x in tensors_in((args, kwargs)))
+            code, why = ("NS803", "what went in is not finite") if came_in else ("NS805", f"the result of {name} is not finite")
+            run.note(code, "bounded", name, site=site, x=result, message=f"{why}; the result was bounded, without gradient there", fired=True)
+            ceiling = run.ceiling(result.dtype)
             mend = result.nan_to_num_ if any(result is x for x in args) else result.nan_to_num
-            result = mend(nan=0.0, posinf=root, neginf=-root)
+            result = mend(nan=0.0, posinf=ceiling, neginf=-ceiling)
         if result.grad_fn is not None:
             for node in (result.grad_fn, *(n for n, _ in result.grad_fn.next_functions if n is not None)):
                 if node not in self._hooked and "AccumulateGrad" not in node.name():
                     self._hooked.add(node)
                     node.register_hook(self._keep_finite(name, site))
         return result
+
+    def _held(self, run: Run, name: str, site: Any, result: Tensor, args: tuple[Any, ...]) -> Tensor:
+        """A result that is finite but beyond what is left alone at such a line: what follows it would overflow."""
+        ceiling = run.limit(result.dtype)
+        message = f"the result of {name} is beyond {ceiling:.3g}, and this line overflowed before; it was bounded, without gradient there"
+        run.note("NS805", "bounded", name, site=site, x=result, message=message, fired=True)
+        return result.clamp_(-ceiling, ceiling) if any(result is x for x in args) else result.clamp(-ceiling, ceiling)
+
+    def _without_bad_columns(
+        self, run: Run, function: Any, name: str, site: Any, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        """The operation without the features of its data that are NaN or infinite in every row, a constant column that was divided by its own
+        spread: such a column says nothing, and leaving out the rows would leave out all of them. They count as 0."""
+        if any(result is x for x in args):
+            return result
+        dropped: dict[int, Tensor] = {}
+        for x in tensors_in((args, kwargs)):
+            if is_plain(x) and not x.requires_grad and x.dim() >= 2 and len(x) > 1:
+                columns = ~torch.isfinite(x).any(0)
+                if bool(columns.any()) and not bool(columns.all()):
+                    dropped[id(x)] = x.masked_fill(columns, 0.0)
+        if not dropped:
+            return result
+        message = "features of the data that are NaN or infinite in every row count as 0"
+        run.note("NS803", "bounded", name, site=site, x=result, message=message, fired=True)
+        again: Tensor = function(*(dropped.get(id(a), a) for a in args), **{k: dropped.get(id(v), v) for k, v in kwargs.items()})
+        return again
 
     def _keep_finite(self, name: str, site: Any) -> Any:
         reference = self._run
