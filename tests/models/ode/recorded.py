@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,45 +20,66 @@ from latent_drift.models.alphabet import vocab_size
 from latent_drift.models.latent_ode import DeterministicLatentODE
 from latent_drift.models.sample_ode import sample_sequences_ode
 from latent_drift.models.sequences import SyntheticTargetDataset
-from latent_drift.models.train_ode import train_ode
+from latent_drift.models.train_ode import OdeStep, train_ode
 from tests.models.ode.well_formed import noise_rate, well_formed_rate
 
 
-def recorded_run(precision: str, steps: int, batch: int, num_slices: int = 64, seed: int = 0, every: int = 1000) -> Iterator[dict[str, Any]]:
-    """One record before training and one every `every` steps: losses, skipped steps, samples from the learned prior."""
+def recorded_run(
+    precision: str,
+    steps: int,
+    batch: int,
+    num_slices: int = 64,
+    seed: int = 0,
+    every: int = 1000,
+    samples: int = 128,
+    report: Callable[[dict[str, Any]], object] | None = None,
+) -> list[dict[str, Any]]:
+    """One record before training and one every `every` steps: losses, skipped steps, samples from the learned prior.
+
+    The run is one call of `train_ode`, so that a loss scale lives through it; `report` gets each record as soon as it is made.
+    """
     torch.manual_seed(seed)
     model = DeterministicLatentODE(vocab_size, latent_size=64, hidden_size=128, embed_size=64, num_slices=num_slices)
     loader = DataLoader(SyntheticTargetDataset(100_000, seed=seed), batch_size=batch, shuffle=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-5)
-    stats: dict[str, float] = {}
-    began, skipped, largest_norm, finite = time.perf_counter(), 0, 0.0, True
-    for done in range(0, steps + 1, every):
+    taken: list[OdeStep] = []
+    records: list[dict[str, Any]] = []
+    began = time.process_time()
+
+    def record() -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            shared, own = sample_sequences_ode(model, 67, 128)
-        yield {
+            shared, own = sample_sequences_ode(model, 67, samples)
+        healthy = [step for step in taken if not step.skipped]
+        last = healthy[-1] if healthy else None
+        made: dict[str, Any] = {
             "precision": precision,
             "batch": batch,
             "seed": seed,
-            "step": done,
-            "seconds": round(time.perf_counter() - began, 1),
+            "step": len(taken),
+            "cpu_seconds": round(time.process_time() - began, 1),
             "well_formed_own_z0": well_formed_rate(own),
             "well_formed_shared_z0": well_formed_rate(shared),
             "noise": round(noise_rate(own), 4),
-            "skipped": skipped,
-            "largest_gradient_norm": largest_norm,
-            "parameters_finite": finite,
-            **{name: round(value, 4) for name, value in stats.items()},
+            "skipped": len(taken) - len(healthy),
+            "losses_finite": all(math.isfinite(step.loss) for step in taken),
+            "parameters_finite": all(bool(p.isfinite().all()) for p in model.parameters()),
+            "largest_gradient_norm": round(max((step.norm for step in healthy), default=0.0), 4),
+            "recon": None if last is None else round(last.recon, 4),
+            "latent_ep": None if last is None else round(last.latent_ep, 4),
+            "ode_reg": None if last is None else round(last.ode_reg, 4),
         }
-        if done == steps:
-            break
-        training = train_ode(
-            model, loader, every, loss_weights=(1.0, 0.05, 1.0), optimizer=optimizer, precision=precision, first_step=done, sample_every=0
-        )
-        stats = training.stats
-        skipped += training.skipped
-        largest_norm = max(largest_norm, *(record.norm for record in training.steps))
-        finite = finite and all(bool(p.isfinite().all()) for p in model.parameters())
+        records.append(made)
+        if report is not None:
+            report(made)
+
+    def on_step(step: OdeStep) -> None:
+        taken.append(step)
+        if len(taken) % every == 0:
+            record()
+
+    record()
+    train_ode(model, loader, steps, loss_weights=(1.0, 0.05, 1.0), precision=precision, sample_every=0, on_step=on_step)
+    return records
 
 
 def main() -> None:
@@ -69,9 +91,12 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    for record in recorded_run(arguments.precision, arguments.steps, arguments.batch, seed=arguments.seed, every=arguments.every):
-        sys.stdout.write(json.dumps(record) + "\n")
+
+    def write(record: dict[str, Any]) -> None:
+        sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
         sys.stdout.flush()
+
+    recorded_run(arguments.precision, arguments.steps, arguments.batch, seed=arguments.seed, every=arguments.every, report=write)
 
 
 if __name__ == "__main__":
