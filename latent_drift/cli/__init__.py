@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -12,7 +13,7 @@ from latent_drift.cli.evaluate import evaluate
 from latent_drift.cli.sample import sample
 from latent_drift.cli.stability_test import stability_test
 from latent_drift.cli.train import EPILOG, train
-from latent_drift.errors import LatentDriftError
+from latent_drift.errors import ConfigError, LatentDriftError, MissingExtraError, UsageError
 
 FAILED = 2
 """Exit status of a command that could not do its work: bad usage, or an error of ours."""
@@ -41,12 +42,19 @@ def _options(
     """Numerically stable training: models, stability configs and checks."""
 
 
+def _says_what_another_says(error: LatentDriftError) -> bool:
+    """Whether this is one of several processes that torchrun started with one command line, and all of them refuse it alike."""
+    shared = isinstance(error, (UsageError, ConfigError, MissingExtraError))
+    return shared and "LOCAL_RANK" in os.environ and os.environ.get("RANK", "0") != "0"
+
+
 def main() -> None:
     """Run the command line; errors of ours are one message on standard error and exit status 2."""
     try:
         app()
     except LatentDriftError as error:
-        sys.stderr.write(f"latent-drift: error: {error}\n")
+        if not _says_what_another_says(error):
+            sys.stderr.write(f"latent-drift: error: {error}\n")
         raise SystemExit(FAILED) from None
     except BrokenPipeError:  # the reader of our output has gone (`| head`)
         sys.stderr.close()

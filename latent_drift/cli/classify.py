@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -46,14 +47,19 @@ def classify(
     from latent_drift.training.lines import arriving_lines
 
     wanted = _wanted(only, LOG_CATEGORIES)
-    file = _opened(source)
-    loaded = on_checkpoint.load(checkpoint, "raccoon", device, config, change_config)
-    parameter = next(loaded.model.parameters())
-    classifier = LineClassifier(loaded.model, parameter.device, whole=whole)  # type: ignore[arg-type]
     found: Counter[str] = Counter()
     number = 0
-    try:
-        for lines in arriving_lines(file.read1):  # type: ignore[attr-defined]
+    with _opened(source) as file:
+        model = on_checkpoint.load(checkpoint, "raccoon", device, config, change_config).model
+        classifier = LineClassifier(model, next(model.parameters()).device, whole=whole)  # type: ignore[arg-type]
+        groups = arriving_lines(file.read1)  # type: ignore[attr-defined]
+        while True:
+            try:
+                lines = next(groups, None)
+            except OSError as error:
+                raise UsageError(f"{source}: cannot be read on: {error.strerror}; {number} lines were classified") from error
+            if lines is None:
+                break
             shown = []
             for result in classifier(lines):
                 number += 1
@@ -63,10 +69,6 @@ def classify(
                     shown.append(_json(number, result) if as_json else _text(result))
             if shown:
                 _write(shown)
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise UsageError(f"{source}: cannot be read: {error.strerror}; {number} lines were classified") from error
     if counts:
         names = [name for name in (*LOG_CATEGORIES, "-") if wanted is None or name in wanted]
         _write([json.dumps({name: found[name] for name in names})] if as_json else [f"{name}\t{found[name]}" for name in names])
@@ -82,9 +84,10 @@ def _wanted(only: list[str] | None, known: list[str]) -> set[str] | None:
     return wanted
 
 
-def _opened(source: str) -> BinaryIO:
+def _opened(source: str) -> AbstractContextManager[BinaryIO]:
+    """The bytes of a file, closed afterwards, or of standard input, left open."""
     if source == "-":
-        return sys.stdin.buffer
+        return nullcontext(sys.stdin.buffer)
     path = Path(source)
     if path.is_dir():
         raise UsageError(f"{source}: is a folder; give a log file, or - for standard input")

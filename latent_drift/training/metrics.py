@@ -20,14 +20,21 @@ class MetricsFile:
         steps: the records of steps before this one stay, all others are cut off: a resumed run writes them again.
 
     Raises:
-        UsageError: the file lacks a record of a step before `steps`.
+        UsageError: the file lacks a record of a step before `steps`, and is left alone; or it cannot be opened.
     """
 
     def __init__(self, path: Path, steps: int = 0) -> None:
         self.path = path
-        self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)
-        self._end = self._end_of(steps)
-        self._file.truncate(self._end)
+        try:
+            self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be opened for writing: {error.strerror}. Give an --out folder that can be written.") from error
+        try:
+            self._end = self._end_of(steps)
+            self._file.truncate(self._end)
+        except BaseException:
+            self._file.close()
+            raise
         self._pending: list[bytes] = []
 
     def _end_of(self, steps: int) -> int:

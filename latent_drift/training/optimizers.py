@@ -89,16 +89,22 @@ def build(name: str, arguments: Mapping[str, Any], parameters: Iterable[nn.Param
     """
     name = canonical_name(name)
     require_arguments(name, arguments)
+    kind = catalogue()[name]
     try:
-        return catalogue()[name]([p for p in parameters if p.requires_grad], **arguments)
+        optimizer = kind([p for p in parameters if p.requires_grad], **arguments)
+        _try(kind, arguments)
+        return optimizer
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
         raise UsageError(f"--optimizer {name} with {given}: {error}. Change --opt, or take another optimizer.") from error
 
 
-def has_argument(name: str, argument: str) -> bool:
-    """Whether the optimizer of that (catalogue's) name takes an argument."""
-    return argument in inspect.signature(catalogue()[name]).parameters
+def _try(kind: type[torch.optim.Optimizer], arguments: Mapping[str, Any]) -> None:
+    """Let an optimizer of these arguments take a step somewhere else: some values are refused only there."""
+    with torch.random.fork_rng(devices=[]):
+        weight = nn.Parameter(torch.ones(2, 3))
+        weight.grad = torch.ones_like(weight)
+        kind([weight], **arguments).step()
 
 
 def quieten() -> None:

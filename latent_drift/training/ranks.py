@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from latent_drift.errors import LatentDriftError, UsageError
+from latent_drift.errors import UsageError
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class Ranks:
         """What `make` returns on the first process, on all; what it raises there, everywhere.
 
         Raises:
-            UsageError: on the others, where the first one failed.
+            FirstRankError: on the others, where the first one failed.
         """
         if self.count == 1:
             return make()
@@ -61,7 +61,7 @@ class Ranks:
         return box[0]  # type: ignore[return-value]
 
 
-class FirstRankError(LatentDriftError):
+class FirstRankError(UsageError):
     """The first process of a run failed, and has said why; this one leaves with it."""
 
 

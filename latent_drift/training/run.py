@@ -104,7 +104,7 @@ class TrainingRun:
         self._trained: nn.Module = self.model
         if self.ranks.count > 1:
             own = [device.index] if device.type == "cuda" else None
-            self._trained = DistributedDataParallel(self.model, device_ids=own, broadcast_buffers=False)
+            self._trained = DistributedDataParallel(self.model, device_ids=own, forward_sync_buffers=False)
         self._optimizer_step = OptimizerStep(self._trained, self.optimizer, config, self._scaler(), update_ratio=self._task.update_ratio)
         self.step = 0
         if checkpoint is not None:

@@ -113,7 +113,8 @@ class Schedule:
             filled = {**_lengths(self.name, steps), **_rates(self.name, self.rate), **arguments}
             try:
                 self._scheduler = catalogue()[self.name](optimizer, **filled)
-            except (ValueError, TypeError, KeyError) as error:
+                _try(catalogue()[self.name], filled, self.rate)
+            except (ValueError, TypeError, KeyError, ArithmeticError) as error:
                 given = ", ".join(f"{key}={value!r}" for key, value in filled.items())
                 advice = " Add --sched cycle_momentum=False." if "cycle_momentum" in str(error) else " Change --sched."
                 raise UsageError(f"--scheduler {self.name} with {given}: {error}.{advice}") from error
@@ -139,6 +140,17 @@ class Schedule:
         """Go on from a saved state; the optimizer's own state holds the rate."""
         if self._scheduler is not None:
             self._scheduler.load_state_dict(state)
+
+
+def _try(kind: type[lr_scheduler.LRScheduler], arguments: Mapping[str, Any], rate: float) -> None:
+    """Let a schedule of these arguments take a step somewhere else: some values are refused only there."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=rate, momentum=0.5)
+    scheduler = kind(optimizer, **arguments)
+    optimizer.step()
+    if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+        scheduler.step(1.0)
+    else:
+        scheduler.step()
 
 
 def _share(step: int, steps: int) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from types import MappingProxyType
 from typing import Any, Final
 
 from latent_drift.errors import UsageError
@@ -67,7 +66,7 @@ class RunSettings:
         if problems:
             raise UsageError("; ".join(problems))
         for name in ("sizes", "optimizer_arguments", "scheduler_arguments"):
-            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+            object.__setattr__(self, name, dict(getattr(self, name)))  # one of its own, that processes can send each other
         object.__setattr__(self, "loss_weights", tuple(float(weight) for weight in self.loss_weights))
 
     def document(self) -> dict[str, Any]:
