@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-_PLAIN: Final = (Tensor, nn.Parameter)  # a subclass may have no numbers to look at
+from latent_drift.numerics.bounds import is_within
 
 
 def soft_bound(x: Tensor, lower: float = -2.0, upper: float = 2.0) -> Tensor:
@@ -19,16 +17,7 @@ def soft_bound(x: Tensor, lower: float = -2.0, upper: float = 2.0) -> Tensor:
     What `numerics.bounds.soft_clamp` does with a hyperbola, in a third of the kernel calls: these tensors are so small that the
     calls are the cost.
     """
-    if _is_within(x, lower, upper):
+    if is_within(x, lower, upper):
         return x  # what the formula gives there, in value and gradient, for a tenth of its kernel calls
     core = F.hardtanh(x, lower, upper)  # clamp, with one kernel in the backward pass where that has four
     return core + torch.atan(x - core)
-
-
-def _is_within(x: Tensor, lower: float, upper: float) -> bool:
-    """Whether all entries are known to lie in [lower, upper]; looks only where a look costs two microseconds and no graph is being made."""
-    readable = type(x) in _PLAIN and x.is_cpu and not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-    if not readable or x.numel() == 0:
-        return False
-    lowest, highest = torch.aminmax(x.detach())
-    return lowest.item() >= lower and highest.item() <= upper

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latent_drift.errors import UsageError
-from latent_drift.numerics.bounds import Outside, attach_gradient, bound_gradient, clamp
+from latent_drift.numerics.bounds import Outside, attach_gradient, clamp, is_within
 from latent_drift.numerics.dtypes import accumulation_dtype, require_real
 from latent_drift.numerics.limits import largest_exp_argument, smallest_reciprocal
 
@@ -41,6 +41,8 @@ def exp(x: Tensor, lower: float | None = None, upper: float | None = None, outsi
     limit = largest_exp_argument(x.dtype)
     upper = limit if upper is None else min(upper, limit)
     lower = None if lower is None else min(lower, upper)
+    if is_within(x, -math.inf if lower is None else lower, upper):
+        return torch.exp(x)  # what the bound gives there, in value and gradient
     return torch.exp(clamp(x, lower, upper, outside))
 
 
@@ -59,7 +61,8 @@ def log(x: Tensor, floor: float | None = None, outside: Outside = "straight_thro
     *Numerics*: 1 ulp above the floor (torch's log of the unchanged argument; nothing is added to it).
     """
     require_real(x, "log")
-    return torch.log(clamp(x, _floor(floor, x.dtype, "log"), None, outside))
+    least = _floor(floor, x.dtype, "log")
+    return torch.log(x if is_within(x, least, math.inf) else clamp(x, least, None, outside))
 
 
 def divide(numerator: Tensor | float, denominator: Tensor | float, floor: float | None = None) -> Tensor:
@@ -74,8 +77,8 @@ def divide(numerator: Tensor | float, denominator: Tensor | float, floor: float 
 
     *Numerics*: correctly rounded where |denominator| >= floor (torch's own division). Below it the result is constant
     in the denominator, so its gradient to the denominator is 0; to the numerator it is at most 1/floor. Gradients that the
-    dtype cannot hold (-a/b**2 overflows in float16 from b = 0.004 down) are its largest number, and 0 where none comes in: torch
-    multiplies by the overflown factor and gives NaN there. The traps: `a / (b + eps)` is off by eps/b everywhere and has a pole at
+    dtype cannot hold (-a/b**2 overflows in float16 from b = 0.004 down) are its largest number (inf where compiled), and 0 where none comes
+    in: torch multiplies by the overflown factor and gives NaN there. The traps: `a / (b + eps)` is off by eps/b everywhere and has a pole at
     b = -eps; a floor times `sign(b)` is 0 at b = 0.
     """
     number_below = isinstance(denominator, (int, float))
@@ -83,15 +86,50 @@ def divide(numerator: Tensor | float, denominator: Tensor | float, floor: float 
     numerator = require_real(numerator, "divide", "numerator") if isinstance(numerator, Tensor) else like.new_tensor(float(numerator))
     denominator = denominator if isinstance(denominator, Tensor) else like.new_tensor(float(denominator))
     least = _floor(floor, denominator.dtype, "divide")
-    numerator, denominator = bound_gradient(numerator), bound_gradient(denominator)
     guarded = torch.where(denominator.abs() < least, torch.copysign(torch.full_like(denominator, least), denominator.detach()), denominator)
-    value = numerator.detach() / guarded.detach()
-    # The gradient is taken of a quotient by a number of size one: -a/b/b would overflow on the way, and 0 * inf is NaN.
-    wide = guarded.to(accumulation_dtype(value.dtype))
+    dtype = torch.promote_types(numerator.dtype, guarded.dtype)
+    shape = torch.broadcast_shapes(numerator.shape, guarded.shape)
+    above, below = numerator.to(dtype).expand(shape), guarded.to(dtype).expand(shape)
+    if not torch.compiler.is_compiling():
+        result: Tensor = _Quotient.apply(above, below)  # type: ignore[no-untyped-call]
+        return result
+    # The same derivative by operations that the compiler takes: of a quotient by a number of size one, since -a/b/b overflows on the way.
+    wide = below.to(accumulation_dtype(dtype))
     size = wide.detach().abs()
     scale = torch.exp2(-torch.floor(torch.log2(torch.where(size.isfinite(), size, torch.ones_like(size)))))
-    carrier = numerator.to(wide.dtype) / (wide * scale) * scale
-    return attach_gradient(value, carrier.to(value.dtype))
+    carrier = above.to(wide.dtype) / (wide * scale) * scale
+    return attach_gradient(above.detach() / below.detach(), carrier.to(dtype))
+
+
+class _Quotient(torch.autograd.Function):
+    """a / b, whose derivatives saturate at the dtype's largest number, and are 0 where no gradient comes in."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return a / b
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        info = torch.finfo(a.dtype)
+        wide = accumulation_dtype(a.dtype)
+        over = grads[0].to(wide) / b.to(wide)
+        # A product of two quotients, each finite where it can be: -g a / b / b would be 0 * inf for g = 0.
+        quotient = (a.to(wide) / b.to(wide)).clamp(torch.finfo(wide).min, torch.finfo(wide).max)
+        return over.clamp(info.min, info.max).to(a.dtype), (-over * quotient).clamp(info.min, info.max).to(a.dtype)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        a, b = ctx.saved_tensors
+        change: Tensor = (tangents[0] - a / b * tangents[1]) / b
+        return change
 
 
 def sqrt(x: Tensor, floor: float | None = None) -> Tensor:

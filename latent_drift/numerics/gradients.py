@@ -98,12 +98,15 @@ def tensor_norms(tensors: Sequence[Tensor], norm_type: float = 2.0) -> list[floa
     if not values:
         return []
     device = values[0].device
-    norms = [
-        torch.linalg.vector_norm(v, norm_type, dtype=torch.float32 if v.dtype in _HALF else None)
-        if v.numel()
-        else v.new_zeros((), dtype=torch.float32)
-        for v in values
-    ]
+    if all(v.dtype is torch.float32 and v.device == device and v.numel() for v in values):
+        norms = list(torch._foreach_norm(values, norm_type))
+    else:
+        norms = [
+            torch.linalg.vector_norm(v, norm_type, dtype=torch.float32 if v.dtype in _HALF else None)
+            if v.numel()
+            else v.new_zeros((), dtype=torch.float32)
+            for v in values
+        ]
     wide = torch.float64 if any(v.dtype is torch.float64 for v in values) and device.type != "mps" else torch.float32
     read: list[float] = torch.stack([n.to(device, wide) for n in norms]).tolist()
     return [n if math.isfinite(n) and n > 0.0 else _norm_in_float64([v], norm_type) for n, v in zip(read, values, strict=True)]

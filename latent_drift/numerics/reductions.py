@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from latent_drift.errors import UsageError
+from latent_drift.numerics.bounds import is_within
 from latent_drift.numerics.dtypes import accumulation_dtype, require_real
 
 EmptyRows = Literal["zero", "uniform", "nan"]
@@ -40,6 +41,9 @@ def logsumexp(x: Tensor, dim: int | Sequence[int] = -1, keepdim: bool = False) -
     if 0 in [x.shape[d] for d in dims]:
         return torch.logsumexp(wide, dims, keepdim=keepdim).to(x.dtype)
     largest = wide.detach().amax(dims, keepdim=True)
+    info = torch.finfo(wide.dtype)
+    if is_within(largest, info.min, info.max):
+        return torch.logsumexp(wide, dims, keepdim=keepdim).to(x.dtype)
     degenerate = largest.isinf()
     # Degenerate rows are computed on zeros and then replaced: neither branch ever holds inf - inf, in any derivative.
     result = torch.logsumexp(torch.where(degenerate, torch.zeros_like(wide), wide), dims, keepdim=True)
@@ -69,6 +73,8 @@ def softmax(x: Tensor, dim: int = -1, empty_rows: EmptyRows = "zero", where: Ten
     x = _masked(x, where)
     if x.numel() == 0:
         return torch.softmax(x, dim)
+    if _all_rows_regular(x, dim):
+        return torch.softmax(x, dim)
     regular, empty = _regular_rows(x, dim)
     result = torch.softmax(regular, dim)
     if empty_rows == "uniform":
@@ -89,6 +95,8 @@ def log_softmax(x: Tensor, dim: int = -1, where: Tensor | None = None) -> Tensor
     require_real(x, "log_softmax")
     x = _masked(x, where)
     if x.numel() == 0:
+        return torch.log_softmax(x, dim)
+    if _all_rows_regular(x, dim):
         return torch.log_softmax(x, dim)
     regular, empty = _regular_rows(x, dim)
     result = torch.log_softmax(regular, dim)
@@ -165,6 +173,12 @@ def _scaled(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, T
     scale = torch.exp2(exponent.clamp(-bound, bound))
     regular = torch.where(degenerate, torch.ones_like(x), x) / scale
     return regular, scale, degenerate, largest
+
+
+def _all_rows_regular(x: Tensor, dim: int) -> bool:
+    """Whether every row is known to have a finite maximum: then torch has the answer."""
+    info = torch.finfo(x.dtype)
+    return is_within(x.detach().amax(dim) if x.dim() else x, info.min, info.max)
 
 
 def _regular_rows(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
