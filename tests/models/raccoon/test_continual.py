@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 
+from latent_drift.config import load
 from latent_drift.models.log_data import LogDataset
 from latent_drift.models.raccoon import RaccoonLogClassifier
 from latent_drift.models.train_raccoon import continuous_learning_phase, train_raccoon_classifier
@@ -61,6 +62,28 @@ def test_rate_can_be_changed_at_any_time():
         steps.append((weights(model) - before).abs().max().item())
     assert steps[1] == 0.0
     assert steps[2] > 3 * steps[0] > 0
+    published, many = classifier(legacy_compat=True), LogDataset(40, seed=1).batch(range(40))
+    published.continuous_update(*many)
+    published.adaptation_rate = 0.0
+    before = weights(published).clone()
+    published.continuous_update(*many)
+    assert not torch.equal(weights(published), before)  # the control: the rate it was built with
+
+
+def test_online_learning_clips_at_a_norm_of_its_own():
+    """Audit row G3. After the first step AdamW's first moment is a tenth of the gradient that it was given."""
+
+    def given(**gradient):
+        model = classifier(config=load(gradient=gradient))
+        outcome = model.continuous_update(*LogDataset(8, seed=1).batch(range(8)))
+        (state,) = model._continual.state_dict()["optimizer"]["adamw"]["state"].values()
+        return outcome["grad_norm"], 10 * state["exp_avg"].norm().item()
+
+    norm, reached = given(online_max_norm=1e3)
+    assert reached == pytest.approx(norm, rel=1e-4)  # the control: wide open, the gradient arrives whole
+    assert norm > 0.1
+    assert given(online_max_norm=0.01) == (pytest.approx(norm), pytest.approx(0.01, rel=1e-4))
+    assert given(clip={"kind": "norm", "max_norm": 1e-3}, online_max_norm=0.02)[1] == pytest.approx(0.02, rel=1e-4)  # not the training's
 
 
 def test_every_message_has_its_own_score_and_its_own_storage(trained):
