@@ -15,18 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from instrument.events import Event
+    from instrument.inject import Injection, inject
     from instrument.run import Run
     from instrument.session import install, stable, uninstall
 
 _HOMES = {
     "Event": "instrument.events",
+    "Injection": "instrument.inject",
     "Run": "instrument.run",
+    "inject": "instrument.inject",
     "install": "instrument.session",
     "stable": "instrument.session",
     "uninstall": "instrument.session",
 }
 
-__all__ = ["Event", "Run", "install", "stable", "uninstall"]
+__all__ = ["Event", "Injection", "Run", "inject", "install", "stable", "uninstall"]
 
 
 def __getattr__(name: str) -> Any:

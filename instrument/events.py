@@ -17,7 +17,7 @@ Action = Literal["bounded", "neutralised", "repaired", "skipped", "zeroed", "cli
 REPAIRING: frozenset[str] = frozenset({"bounded", "neutralised", "repaired", "skipped", "zeroed", "clipped", "rolled-back"})
 """The actions that altered a number."""
 
-CONSEQUENCES = frozenset({"NS506", "NS507", "NS508", "NS509"})
+CONSEQUENCES = frozenset({"NS506", "NS507", "NS508", "NS509", "NS808"})
 """Findings that say that something went wrong before them."""
 
 STEPS_KEPT = 16

@@ -30,6 +30,7 @@ from instrument.locate.suspects import Located, Suspects
 from instrument.locate.trends import Trend, trend_of
 from instrument.locate.watch import Watch
 from instrument.policy import Policy
+from instrument.recovery.recovery import Recovery
 from instrument.report import folder as report_folder
 from instrument.report.terminal import summary_table
 from instrument.subscriptions import OnEvent, OnStep, Subscriptions
@@ -60,12 +61,13 @@ TIGHTEST = 4  # at a sixteenth of the exponent's range nothing ordinary overflow
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of a run: optimizer steps taken, skipped, skipped in a row, and clipped."""
+    """Counts of a run: optimizer steps, those skipped, skipped in a row, clipped, and how often the last good state was put back."""
 
     steps: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
     clipped: int = 0
+    rolled_back: int = 0
 
 
 class Run:
@@ -95,6 +97,7 @@ class Run:
         self.scaled_loss: weakref.ref[Tensor] | None = None
         self._births = Births()
         self.kept = KeptParameters()
+        self.recovery = Recovery(self)
         self._blamed = False
         self._explained = False
         self._first_cause: Event | None = None
@@ -342,6 +345,7 @@ class Run:
         cause = self.first_cause or event
         text = f"{event.message} (first cause: {cause.where} {cause.code} {cause.name}: {cause.message}). {FINDINGS[cause.code].remedy}"
         if action == "raise":
+            self.recovery.before_raise(self)
             raise NumericalError(text)
         warnings.warn(text, RuntimeWarning, stacklevel=4)
 
@@ -369,6 +373,10 @@ class Run:
                         item.code, item.action, item.op, site=item.site, message=f"{item.op} on {item.dtype}{list(item.shape)}: found on the device"
                     )
 
+    def step_number(self, optimizer: torch.optim.Optimizer) -> int:
+        """Which step of the run the one under way is, counted from 1; with several optimizers that is the most that any of them took."""
+        return max(self.tally.steps, self._optimizer_steps.get(optimizer, 0) + 1)
+
     def step_finished(self, optimizer: torch.optim.Optimizer, *, skipped: bool) -> None:
         """Count a step; with several optimizers a step of the run is the most that any of them took."""
         count = self._optimizer_steps.get(optimizer, 0) + 1
@@ -388,15 +396,22 @@ class Run:
         if self.subscriptions:
             self.subscriptions.tell(self.history.latest())
 
-    def update_by_hand_finished(self) -> None:
-        """Without an optimizer each backward counts as a step."""
+    def update_by_hand_finished(self, leaves: Sequence[Tensor]) -> None:
+        """Without an optimizer each backward counts as a step: its gradients are there, the update of `leaves` is still to come.
+
+        Raises:
+            GiveUpError: the last good state was put back as often as the config allows.
+        """
         self.tally.steps += 1
+        give_up = self.recovery.after_update_by_hand(self, leaves, failed=self._blamed)
         self.history.finish_step(self.tally.steps, None)
         if self._trend is not None:
             self._tell_trend()
         self._forget_step(healthy=not self._blamed)
         if self.subscriptions:
             self.subscriptions.tell(self.history.latest())
+        if give_up is not None:
+            raise give_up
 
     def _forget_step(self, *, healthy: bool) -> None:
         self._fired.clear()
@@ -414,6 +429,7 @@ class Run:
     def close(self) -> None:
         """The block closes: what was found and has no line is said without one."""
         self.watch.stop()
+        self.recovery.at_exit(self)
         if self.put_parameters_back():
             self.blame()  # the script's last update: no loss comes after it that would have failed
         self._tell_trend()
@@ -498,6 +514,7 @@ class Run:
             "profile": self.config.profile,
             "overrides": dict(_plain_items(self.config.overrides)),
             **asdict(self.tally),
+            **self.recovery.facts(),
             "watched_steps": self.watch.steps,
             "first_cause": None if cause is None else cause.where,
             "first_cause_code": None if cause is None else cause.code,

@@ -24,6 +24,8 @@ from instrument.distributed.agreement import AGREEMENT
 from instrument.guards import OPERATION_GUARDS, backward, step
 from instrument.guards.base import Spelling
 from instrument.interception import Replacement, Undo, lookup, rebind, replace_attribute, restore
+from instrument.recovery import counters
+from instrument.recovery.training_objects import watch_registration
 from instrument.run import Run
 from instrument.runtime import RUNTIME
 from latent_drift.config import StabilityConfig, load, using_everywhere
@@ -59,9 +61,12 @@ class _Installation:
             if "step" in vars(cls):
                 self._guard_step(cls)
                 names.append(f"{cls.__name__}.step")
+        for spelling in counters.spellings():
+            names.append(self._replace(spelling, counters.stand_in, stand_ins))
         self._watch_construction()
         AGREEMENT.open()
         self._hooks = [register_optimizer_step_pre_hook(step.before_step), register_optimizer_step_post_hook(step.after_step)]
+        self._hooks += watch_registration(_meet_module)
         self.names = tuple(names)
         self._table = stand_ins
         self._originals = {id(new): new.__wrapped__ for new in stand_ins.values()}
@@ -121,6 +126,11 @@ class _Installation:
             if optimizer is not None and not getattr(type(optimizer).step, "hooked", False) and "step" not in vars(optimizer):
                 optimizer.__dict__["step"] = Optimizer.profile_hook_step(type(optimizer).step).__get__(optimizer)
         self._born.clear()
+
+
+def _meet_module(module: nn.Module) -> None:
+    for run in _OPEN:
+        run.recovery.training.meet_module(module)
 
 
 def _optimizer_classes(root: type[Optimizer]) -> list[type[Optimizer]]:

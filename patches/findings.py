@@ -340,6 +340,20 @@ _ALL: tuple[Finding, ...] = (
         "none",
     ),
     Finding(
+        "NS807",
+        "nonfinite-state",
+        "an optimizer's state holds NaN or Inf that no step put there: every later step would spoil its parameters",
+        "load an earlier checkpoint of the optimizer, or none; look for what else writes into its state",
+        "none",
+    ),
+    Finding(
+        "NS808",
+        "nonfinite-buffer",
+        "a forward pass turned a buffer (the running statistics of a normalisation layer) into NaN or Inf",
+        "mend the operation or the batch named as its origin; the buffer was put back as it was after the last good step",
+        "none",
+    ),
+    Finding(
         "NS901",
         "audit-epsilon",
         "audit E1, E3: an added epsilon that is harmless as written",

@@ -7,7 +7,6 @@ What `torch.autograd.grad` returns is the caller's at once, so it is judged ther
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Sequence
 from threading import get_ident
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
-from torch.optim import Optimizer
 
 from instrument.distributed.agreement import AGREEMENT, is_at_work
 from instrument.distributed.shards import is_sharded
@@ -131,6 +129,7 @@ def _scale(original: Function, spelling: Spelling) -> Function:
             loss = args[1] if len(args) > 1 else kwargs.get("outputs")
             _look_at(RUNTIME.run, loss)
             RUNTIME.run.mark_scaled(result)
+            RUNTIME.run.recovery.training.meet_scaler(args[0])
         return result
 
     return guarded
@@ -161,9 +160,8 @@ def _nobody_steps(run: Run, roots: Sequence[Any]) -> bool:
 def _find_optimizers(run: Run) -> None:
     """Meet the optimizers that were built before the block. A search among all objects takes long, so it is done once."""
     if run.backward_calls == 0:
-        for candidate in gc.get_objects():
-            if issubclass(type(candidate), Optimizer):
-                run.optimizers.add(candidate)
+        for optimizer in run.recovery.training.search():
+            run.optimizers.add(optimizer)
         run.backward_calls = 1
 
 
@@ -202,7 +200,7 @@ def _judge_leaves(run: Run, roots: Sequence[Any]) -> None:
             if acts:
                 run.history.outcome = "zeroed"
                 zero_nonfinite_([leaf.grad for leaf in bad if leaf.grad is not None])
-    run.update_by_hand_finished()
+    run.update_by_hand_finished(leaves)
 
 
 def _finish_functional_step(run: Run, inputs: Sequence[Any]) -> None:
@@ -216,7 +214,7 @@ def _finish_functional_step(run: Run, inputs: Sequence[Any]) -> None:
     owned = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     if not any(id(leaf) in owned for leaf in leaves):
         run.kept.meet(leaves)
-        run.update_by_hand_finished()
+        run.update_by_hand_finished(leaves)
 
 
 def _grad(original: Function, spelling: Spelling) -> Function:

@@ -35,6 +35,10 @@ class KeptParameters:
                 self._leaves = {key: reference for key, reference in self._leaves.items() if reference() is not None}
                 self._leaves[id(leaf)] = weakref.ref(leaf)
 
+    def leaves(self) -> list[Tensor]:
+        """The leaves that are updated without an optimizer and are still alive."""
+        return [leaf for reference in self._leaves.values() if (leaf := reference()) is not None]
+
     def keep(self, optimizers: Iterable[Optimizer]) -> None:
         """Copy every parameter that is finite now, unless copies are held already."""
         if self._copies:

@@ -1,4 +1,4 @@
-"""Every optimizer's step (NS506, NS507, NS508): non-finite gradients are kept out, large ones clipped, a spoilt update taken back.
+"""Every optimizer's step (NS506, NS507, NS508, NS512): non-finite gradients are kept out, large ones clipped, a spoilt update taken back.
 
 The gradients are judged once, by one norm: it is finite if and only if every gradient is. A step that is skipped is not called at all, so
 neither parameters nor optimizer state nor counters inside it move. With a closure the gradients exist only inside the step: there the
@@ -22,9 +22,11 @@ from instrument.distributed.shards import local_part
 from instrument.guards.base import Function, Spelling, is_compiling, mimic
 from instrument.guards.parameter_names import parameter_names
 from instrument.guards.step_snapshot import StepSnapshot
-from instrument.runtime import FLOATS, RUNTIME, without_function_modes
+from instrument.guards.update_risk import HUGE_UPDATE, is_risky, largest_rate
+from instrument.recovery.rates import Lent
+from instrument.runtime import RUNTIME, without_function_modes
 from latent_drift.errors import GiveUpError, NumericalError
-from latent_drift.numerics.finite import is_finite, nonfinite_positions
+from latent_drift.numerics.finite import nonfinite_positions
 from latent_drift.numerics.gradients import (
     GradientHistory,
     clip_adaptively_,
@@ -80,12 +82,20 @@ def stand_in(raw_step: Function, owner: type) -> Function:
 
 
 def _judged_step(optimizer: Optimizer, run_step: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    RUNTIME.run.read_deferred()
+    run = RUNTIME.run
+    run.read_deferred()
     closure = _closure_of(args, kwargs)
-    if closure is not None:
-        result, skipped = _with_closure(optimizer, run_step, closure, args, kwargs)
-    else:
-        result, skipped = _without_closure(optimizer, run_step, args, kwargs)
+    lent, skip = run.recovery.before_step(run, optimizer)
+    try:
+        if skip:
+            result, skipped = None, True
+        elif closure is not None:
+            result, skipped = _with_closure(optimizer, run_step, closure, args, kwargs)
+        else:
+            result, skipped = _without_closure(optimizer, run_step, args, kwargs)
+    finally:
+        if lent:
+            run.recovery.rates.take_back(lent)
     _finish(optimizer, skipped)
     return result
 
@@ -98,7 +108,10 @@ def _closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], A
 def _finish(optimizer: Optimizer, skipped: bool) -> None:
     run = RUNTIME.run
     AGREEMENT.step_finished(optimizer)
+    give_up = run.recovery.after_step(run, optimizer, skipped=skipped, failed=skipped or run.blamed)
     run.step_finished(optimizer, skipped=skipped)
+    if give_up is not None:
+        raise give_up
     if skipped and run.tally.skipped_in_a_row >= run.config.gradient.max_consecutive_skips:
         raise GiveUpError(
             f"{run.tally.skipped_in_a_row} optimizer steps in a row had to be skipped, their gradients were not finite: going on would only spin. "
@@ -109,26 +122,29 @@ def _finish(optimizer: Optimizer, skipped: bool) -> None:
 # Steps that reach an optimizer past its class: a learning rate scheduler built before the block keeps the class's old step in a closure. torch
 # calls its global hooks there all the same; the step cannot be left out, so it runs and is put back.
 
-_PENDING: dict[int, tuple[StepSnapshot, bool]] = {}
+_PENDING: dict[int, tuple[StepSnapshot | None, bool, Lent]] = {}
 
 
 def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Global pre-hook: judges the steps that did not come through a stand-in."""
     if not RUNTIME.active or id(optimizer) in _STEPPING or not RUNTIME.run.policy.act or is_compiling():
         return
-    if _closure_of(args[1:], kwargs) is not None:
-        _PENDING[id(optimizer)] = (StepSnapshot(optimizer), False)
+    run = RUNTIME.run
+    lent, skip = run.recovery.before_step(run, optimizer)
+    if skip or _closure_of(args[1:], kwargs) is not None:
+        _PENDING[id(optimizer)] = (StepSnapshot(optimizer), skip, lent)
         return
     skip, check = _judge(optimizer)
-    if skip or check:
-        _PENDING[id(optimizer)] = (StepSnapshot(optimizer), skip)
+    if skip or check or lent:
+        _PENDING[id(optimizer)] = (StepSnapshot(optimizer) if skip or check else None, skip, lent)
 
 
 def after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Global post-hook: puts a step back that should not have been, or that spoilt a parameter."""
     if not RUNTIME.active or id(optimizer) in _STEPPING or not RUNTIME.run.policy.act or is_compiling():
         return
-    snapshot, skip = _PENDING.pop(id(optimizer), (None, False))
+    snapshot, skip, lent = _PENDING.pop(id(optimizer), (None, False, []))
+    RUNTIME.run.recovery.rates.take_back(lent)
     if snapshot is not None:
         if skip:
             snapshot.restore()
@@ -168,6 +184,7 @@ def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
             policy = "skip"  # zeros in one copy of the gradient only would make the copies of the parameters differ
         _note_nonfinite(optimizer, policy, verdict)
         if policy == "raise":
+            run.recovery.before_raise(run)
             raise NumericalError(
                 "a gradient is not finite when the optimizer is about to step, and gradient.nonfinite is 'raise'; the event log names it"
             )
@@ -184,7 +201,7 @@ def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
         return False, False
     if math.isfinite(norm):
         _clip(optimizer, gradients, held, norm)
-    return False, _is_risky(optimizer, norm) if verdict is None else verdict.risky
+    return False, _risky(optimizer, norm) if verdict is None else verdict.risky
 
 
 def _gradients(optimizer: Optimizer) -> tuple[list[Tensor], list[Tensor]]:
@@ -200,8 +217,13 @@ def _agreed(optimizer: Optimizer, gradients: Sequence[Tensor], norm: float, *, c
     run = RUNTIME.run
     if not AGREEMENT.concerns(optimizer) or not run.policy.act:
         return None
-    risky = closure or _is_risky(optimizer, norm)
+    risky = closure or _risky(optimizer, norm)
     return AGREEMENT.judge(optimizer, gradients, _grad_scale(optimizer), norm, suspect=run.blamed, risky=risky)
+
+
+def _risky(optimizer: Optimizer, norm: float) -> bool:
+    run = RUNTIME.run
+    return is_risky(optimizer, norm, run.config, first=run.is_first_step(optimizer))
 
 
 def _is_to_blame(verdict: Verdict, held: Sequence[Tensor]) -> bool:
@@ -315,36 +337,25 @@ def _note_nonfinite(optimizer: Optimizer, policy: str, verdict: Verdict | None =
 # The update itself ----------------------------------------------------------------------------------------------------
 
 
-def _is_risky(optimizer: Optimizer, norm: float) -> bool:
-    """Whether the update needs a look: it could spoil a parameter although its gradients are finite, or the config bounds it.
-
-    torch's own optimizers cannot with ordinary numbers in float32 and float64: what remains is state that was loaded bad, a half-precision
-    parameter (an eps that is 0 there), an eps of 0, and a learning rate or gradient near the dtype's end. Of other optimizers nothing is known.
-    """
-    if type(optimizer).__module__.partition(".")[0] != "torch" or not math.isfinite(norm):
-        return True
-    if RUNTIME.run.config.gradient.update_bound.kind != "none":
-        return True  # bounding an update needs what was there before it
-    if RUNTIME.run.is_first_step(optimizer) and any(
-        not is_finite(v) for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)
-    ):
-        return True
-    for group in optimizer.param_groups:
-        rate = group.get("lr", 0.0)
-        if isinstance(rate, Tensor) and not rate.is_cpu:
-            rate = 1.0  # not worth a read from the device
-        if not abs(float(rate)) * max(norm, 1.0) < 1e12 or group.get("eps", 1.0) == 0:
-            return True
-        params = group["params"]
-        if params and params[0].dtype in FLOATS and params[0].dtype.itemsize == 2:
-            return True
-    return False
-
-
 def _checked_update(optimizer: Optimizer, run_step: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
-    """Step on a copy of parameters and state that is put back if a parameter that was finite no longer is."""
+    """Step on a copy of parameters and state that is put back if a number in them that was finite no longer is."""
     snapshot = StepSnapshot(optimizer)
-    result = run_step(optimizer, *args, **kwargs)
+    config = RUNTIME.run.config
+    raised = RUNTIME.run.recovery.raised_eps
+    lent = raised.lend(optimizer, config) if raised.applies(optimizer) else []
+    try:
+        result = run_step(optimizer, *args, **kwargs)
+        # A closure would be called once more, and its draws with it: such a step is only put back.
+        if not lent and config.recovery.repeat_with_eps and _closure_of(args, kwargs) is None and snapshot.spoilt():
+            said = raised.raise_for(optimizer, config)
+            if said:
+                snapshot.restore()
+                message = f"{type(optimizer).__name__} divided by 0: {said}, and the step was done again"
+                RUNTIME.run.note("NS301", "repaired", "step", message=message)
+                lent = raised.lend(optimizer, config)
+                result = run_step(optimizer, *args, **kwargs)
+    finally:
+        raised.take_back(lent)
     _bound_update(optimizer, snapshot)
     return result, _put_back_if_spoilt(optimizer, snapshot)
 
@@ -374,24 +385,28 @@ def _bound_update(optimizer: Optimizer, snapshot: StepSnapshot) -> None:
 
 
 def _put_back_if_spoilt(optimizer: Optimizer, snapshot: StepSnapshot) -> bool:
-    parameters = _parameters(optimizer)
-    spoilt: list[Tensor] = []
-    if not math.isfinite(global_norm([local_part(p.detach()) for p in parameters])):
-        spoilt = [p for p, before in zip(parameters, snapshot.parameters, strict=True) if not is_finite(p) and is_finite(before)]
-    anywhere = AGREEMENT.spoilt_anywhere(optimizer, bool(spoilt)) if AGREEMENT.concerns(optimizer) else bool(spoilt)
-    if not anywhere:
+    spoilt = snapshot.spoilt_parameters()
+    state = [] if spoilt else snapshot.spoilt_state()
+    exploded = not spoilt and not state and snapshot.growth() > HUGE_UPDATE
+    bad = bool(spoilt or state or exploded)
+    if not (AGREEMENT.spoilt_anywhere(optimizer, bad) if AGREEMENT.concerns(optimizer) else bad):
         return False
-    if not spoilt:
+    if not bad:
         RUNTIME.run.note("NS508", "skipped", "step", message="this update made parameters of another process non-finite; it was taken back here too")
         snapshot.restore()
         return True
-    message = (
-        f"{type(optimizer).__name__} (learning rate {_rates(optimizer)}) made {len(spoilt)} parameters non-finite "
-        f"({', '.join(parameter_names(spoilt[:3]))}); parameters and optimizer state were put back"
-    )
-    RUNTIME.run.note("NS508", "skipped", "step", x=spoilt[0], message=message)
+    if spoilt:
+        done = f"made {len(spoilt)} parameters non-finite ({', '.join(parameter_names(spoilt[:3]))})"
+    elif state:
+        done = f"made {len(state)} tensors of its own state non-finite"
+    else:
+        done = f"made the parameters {snapshot.growth():.3g} times as large"
+    message = f"{type(optimizer).__name__} (learning rate {_rates(optimizer)}) {done}; parameters and optimizer state were put back"
+    RUNTIME.run.note("NS508", "skipped", "step", x=(spoilt or state or _parameters(optimizer))[0], message=message)
     snapshot.restore()
     RUNTIME.run.blame()
+    if largest_rate(optimizer) >= HUGE_UPDATE or exploded:
+        RUNTIME.run.recovery.rates.refuse(optimizer)
     return True
 
 

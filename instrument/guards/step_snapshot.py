@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from instrument.distributed.shards import local_part
+from instrument.recovery.state import state_tensors
+from latent_drift.numerics.finite import is_finite
+from latent_drift.numerics.gradients import global_norm
 
 
 def _copied(value: Any) -> Any:
@@ -44,6 +50,38 @@ class StepSnapshot:
         self.parameters: list[Tensor] = [p.detach().clone() for p in self._targets]
         self._state = {key: _copied(value) for key, value in optimizer.state.items()}
         self._groups = [{k: _copied(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+
+    def spoilt(self) -> bool:
+        """Whether a parameter or a number of the state that was finite no longer is."""
+        return bool(self.spoilt_parameters() or self.spoilt_state())
+
+    def spoilt_parameters(self) -> list[Tensor]:
+        """The parameters that were finite and no longer are."""
+        if math.isfinite(global_norm([local_part(p.detach()) for p in self._targets])):
+            return []
+        return [p for p, before in zip(self._targets, self.parameters, strict=True) if not is_finite(p) and is_finite(before)]
+
+    def spoilt_state(self) -> list[Tensor]:
+        """The tensors of the state that were finite, or not there, and are not finite now. What an optimizer of somebody else begins its state
+        with is its own affair."""
+        now = state_tensors(self._optimizer)
+        if not now or math.isfinite(global_norm([local_part(x.detach()) for x in now])):
+            return []
+        known = type(self._optimizer).__module__.partition(".")[0] == "torch"
+        spoilt = []
+        for key, state in self._optimizer.state.items():
+            before = self._state.get(key, {})
+            for name, value in state.items() if isinstance(state, dict) else ():
+                if isinstance(value, Tensor) and not is_finite(value):
+                    earlier = before.get(name) if isinstance(before, dict) else None
+                    if is_finite(earlier) if isinstance(earlier, Tensor) else known:
+                        spoilt.append(value)
+        return spoilt
+
+    def growth(self) -> float:
+        """The norm of all parameters now, over what it was or 1."""
+        now = global_norm([local_part(p.detach()) for p in self._targets])
+        return now / max(global_norm([local_part(p) for p in self.parameters]), 1.0)
 
     @torch.no_grad()
     def restore(self) -> None:

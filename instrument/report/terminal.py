@@ -48,6 +48,12 @@ def input_range(event: Event) -> str | None:
     return f"{event.dtype}{list(event.shape or ())} in [{event.minimum:.4g}, {event.maximum:.4g}]"
 
 
+def _rollback_line(rollback: Mapping[str, Any] | None, times: int) -> str:
+    if not rollback:
+        return ""
+    return f"; rolled back {times} times ({rollback['copies']} copies of the state, {rollback['mib']:.3g} MiB, {rollback['seconds']:.3g} s)"
+
+
 class _Layout:
     """Lines for a terminal of a given width; without one every entry is one line, as a pipe wants it."""
 
@@ -166,5 +172,6 @@ def counts(facts: Mapping[str, Any]) -> str:
     return (
         f"{facts['steps']} optimizer steps: {facts['skipped']} skipped, {facts['clipped']} clipped; {facts['interventions']} interventions"
         + (f"; {facts['watched_steps']} steps were watched operation by operation" if facts.get("watched_steps") else "")
+        + _rollback_line(facts.get("rollback"), facts.get("rolled_back", 0))
         + (f"; {facts['events_dropped']} further events were not kept" if facts["events_dropped"] else "")
     )

@@ -285,6 +285,17 @@ class Recovery(Section):
     """Good steps over which the learning rate returns to its own value."""
     retries: Count
     """Rollbacks to the same snapshot before the run gives up."""
+    nonfinite_lr: Literal["last", "skip"] = "last"
+    """A learning rate that is NaN or infinite: the step uses the group's last usable one, or is skipped."""
+    negative_lr: Literal["leave", "zero"] = "leave"
+    """A learning rate below 0 (a schedule run past its end climbs the loss): left, or taken as 0."""
+    hold_counters: bool = True
+    """Whether a learning-rate schedule and an AveragedModel wait where every step since their last call was skipped."""
+    repeat_with_eps: bool = True
+    """Whether an update that divided by 0 (an optimizer's eps that is 0 in half precision) is put back and done again with an eps that is not."""
+    nonfinite_parameters: Literal["zero", "leave"] = "zero"
+    """Elements of parameters or optimizer state that something outside of any step has made NaN or infinite, with no good state to return to: set
+    to 0 where most of the tensor is left, or left alone. Both are reported."""
 
 
 Check = Literal["loss", "gradient", "update", "parameter", "data", "spike", "dead"]

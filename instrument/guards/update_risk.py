@@ -1,0 +1,71 @@
+"""Which steps need a copy to fall back on: those whose update could spoil a parameter although its gradients are finite.
+
+torch's own optimizers cannot with ordinary numbers in float32 and float64. What remains is in this list; of other optimizers nothing is known.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_pre_hooks
+
+from instrument.recovery.state import state_tensors
+from instrument.runtime import FLOATS
+from latent_drift.config import StabilityConfig
+from latent_drift.numerics.finite import is_finite
+
+HUGE_UPDATE = 1e12
+"""A learning rate times the gradient norm from which an update is not trusted: far from any training, far from float32's end as well."""
+
+HUGE_NORM = 1e18
+"""A gradient norm whose square nears the end of float32 (3.4e38): second moments overflow there, silently, and their elements never move again."""
+
+OUR_HOOKS = 1
+
+
+def is_risky(optimizer: Optimizer, norm: float, config: StabilityConfig, *, first: bool) -> bool:
+    """Whether this step needs a copy of what it may spoil.
+
+    Args:
+        norm: the global norm of the gradients as the step will see them.
+        first: the optimizer has not stepped in this run yet: what its state holds is not known.
+    """
+    if type(optimizer).__module__.partition(".")[0] != "torch" or not norm < HUGE_NORM:
+        return True
+    if config.gradient.update_bound.kind != "none":
+        return True  # bounding an update needs what was there before it
+    if getattr(optimizer, "_optimizer_step_pre_hooks", None) or len(_global_optimizer_pre_hooks) > OUR_HOOKS:
+        return True  # hooks may do anything to the gradients that were judged before them
+    if first and not all(is_finite(x) for x in state_tensors(optimizer)):
+        return True
+    return any(_is_risky_group(group, norm) for group in optimizer.param_groups)
+
+
+def _is_risky_group(group: dict[str, Any], norm: float) -> bool:
+    rate = group.get("lr", 0.0)
+    if rate.__class__ is not float:
+        # One on an accelerator is not worth a read.
+        rate = 1.0 if isinstance(rate, Tensor) and not rate.is_cpu else float(rate)
+    if not abs(rate) * max(norm, 1.0) < HUGE_UPDATE or group.get("eps", 1.0) == 0:
+        return True
+    # What multiplies itself from step to step: decay beyond 2 / lr, momentum and averages with a factor above 1.
+    if not abs(rate) * abs(_number(group.get("weight_decay", 0.0))) <= 1.0:
+        return True
+    if not abs(_number(group.get("momentum", 0.0))) < 1.0 or not _number(group.get("alpha", 0.0)) <= 1.0:
+        return True
+    params = group["params"]
+    return bool(params) and params[0].dtype in FLOATS and params[0].dtype.itemsize == 2
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def largest_rate(optimizer: Optimizer) -> float:
+    """The largest learning rate of the groups, by magnitude; 0 where none can be read."""
+    rates = [group.get("lr", 0.0) for group in optimizer.param_groups]
+    known = [abs(float(r)) for r in rates if isinstance(r, int | float) or (isinstance(r, Tensor) and r.is_cpu and r.numel() == 1)]
+    return max((r for r in known if not math.isnan(r)), default=0.0)
