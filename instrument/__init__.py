@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from instrument.events import Event
-    from instrument.inject import Injection, inject
+    from instrument.injection import Injection, inject
     from instrument.run import Run
     from instrument.session import install, stable, uninstall
 
 _HOMES = {
     "Event": "instrument.events",
-    "Injection": "instrument.inject",
+    "Injection": "instrument.injection",
     "Run": "instrument.run",
-    "inject": "instrument.inject",
+    "inject": "instrument.injection",
     "install": "instrument.session",
     "stable": "instrument.session",
     "uninstall": "instrument.session",

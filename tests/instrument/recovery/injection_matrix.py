@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import instrument
-from instrument.inject import PLACES, Place
+from instrument.injection import PLACES, Place
 from latent_drift.errors import NumericalError
 
 STEPS = 8

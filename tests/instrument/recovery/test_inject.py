@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import instrument
-from instrument.inject import PLACES, InjectedNothing
+from instrument.injection import PLACES, InjectedNothing
 from latent_drift.errors import UsageError
 
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from instrument.inject import PLACES
+from instrument.injection import PLACES
 from tests.instrument.recovery.injection_matrix import OPTIMIZERS, VALUES, Case, cases, train
 
 
