@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -62,7 +61,10 @@ def _refuse(message: str) -> typer.Exit:
 
 def _terminal_width(stream: TextIO) -> int | None:
     """Columns to wrap prose at; None for a pipe or a file, where a line is a line."""
-    return shutil.get_terminal_size().columns if stream.isatty() else None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
 
 
 def _finish(outcome: Outcome, report: Path | None, fail_on_event: bool, quiet: bool) -> None:
@@ -74,6 +76,8 @@ def _finish(outcome: Outcome, report: Path | None, fail_on_event: bool, quiet: b
         except OSError as error:
             typer.echo(f"error: the report could not be written to {report}: {error.strerror}. Give a folder that can be written", err=True)
             status = status or ASKED_WRONGLY
+        except KeyboardInterrupt:  # what was recorded is written first; only the page is missing
+            typer.echo(f"the page was not written; python -m instrument report {report} writes it", err=True)
     if not quiet and (outcome.run.events or not outcome.run.rank):
         # of several processes the first speaks, and every other that has something to say
         typer.echo(outcome.run.summary(_terminal_width(sys.stderr)), err=True)

@@ -28,6 +28,7 @@ from instrument.recovery import counters
 from instrument.recovery.training_objects import watch_registration
 from instrument.run import Run
 from instrument.runtime import RUNTIME
+from instrument.subscriptions import OnEvent, OnStep
 from latent_drift.config import StabilityConfig, load, using_everywhere
 
 Pin = str | Path | Mapping[str, Any] | StabilityConfig | None
@@ -222,6 +223,7 @@ class stable:  # it reads as a verb: `with stable():`
         pin: which stability config: a PEP 440 specifier or version, a file, a mapping or a config. Without one, what LATENT_DRIFT_CONFIG or
             pyproject.toml say, else the newest release.
         profile: `observe`, `guard`, `train` (the default) or `strict`.
+        on_event, on_step: subscribers of every run of this object, as `Run.subscribe` takes them.
         overrides: config sections to change, such as `gradient={"clip": {"kind": "norm", "max_norm": 0.5}}`.
 
     Guarding is process-wide: other threads are guarded too while any block is open. Blocks nest (the inner config rules inside) and one
@@ -232,11 +234,20 @@ class stable:  # it reads as a verb: `with stable():`
         ConfigError: the pin, profile or an override cannot be used; nothing has been replaced then.
     """
 
-    def __init__(self, pin: Pin | Callable[..., Any] = None, *, profile: str | None = None, **overrides: Any) -> None:
+    def __init__(
+        self,
+        pin: Pin | Callable[..., Any] = None,
+        *,
+        profile: str | None = None,
+        on_event: OnEvent | None = None,
+        on_step: OnStep | None = None,
+        **overrides: Any,
+    ) -> None:
         self._function: Callable[..., Any] | None = None
         if callable(pin) and not isinstance(pin, str | Path | Mapping | StabilityConfig):
             self._function, pin = pin, None
         self._config = load(pin, profile=profile, **overrides)
+        self._on_event, self._on_step = on_event, on_step
         self._runs: list[Run] = []
         self.runs: list[Run] = []
         """The runs of this object's entries, in order; a decorated function's calls are found here."""
@@ -246,6 +257,8 @@ class stable:  # it reads as a verb: `with stable():`
 
     def __enter__(self) -> Run:
         run = Run(self._config)
+        if self._on_event is not None or self._on_step is not None:
+            run.subscribe(self._on_event, self._on_step)
         _enter(run, sys._getframe(1))
         self._runs.append(run)
         self.runs.append(run)
@@ -310,12 +323,12 @@ class stable:  # it reads as a verb: `with stable():`
 _INSTALLED: list[tuple[stable, Run]] = []
 
 
-def install(pin: Pin = None, *, profile: str | None = None, **overrides: Any) -> Run:
+def install(pin: Pin = None, *, profile: str | None = None, on_event: OnEvent | None = None, on_step: OnStep | None = None, **overrides: Any) -> Run:
     """Open a block that stays open until `uninstall()`, for notebooks and the REPL. A second call nests.
 
     Takes what `stable` takes and returns its run.
     """
-    block = stable(pin, profile=profile, **overrides)
+    block = stable(pin, profile=profile, on_event=on_event, on_step=on_step, **overrides)
     run = block.__enter__()
     _INSTALLED.append((block, run))
     return run

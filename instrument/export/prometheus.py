@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from instrument.events import Event
@@ -33,6 +34,7 @@ class PrometheusExporter(Exporter):
         self.registry = registry if registry is not None else client.CollectorRegistry()
         self.port = port
         self._server: Any = None
+        self._thread: Any = None
         self._rank = ""
         labels = ("rank",)
 
@@ -56,7 +58,7 @@ class PrometheusExporter(Exporter):
 
     def _serve(self, client: Any, port: int, address: str) -> None:
         try:
-            self._server, _ = client.start_http_server(port, addr=address, registry=self.registry)
+            self._server, self._thread = client.start_http_server(port, addr=address, registry=self.registry)
         except OSError as error:
             raise UsageError(f"Prometheus metrics cannot be served on port {port}: {error.strerror}. Give a free port") from error
         self.port = self._server.server_port
@@ -84,11 +86,17 @@ class PrometheusExporter(Exporter):
         self._events.labels(self._rank, event.code, event.name, event.action).inc(new)
 
     def close(self) -> None:
-        """The metrics stay readable until the process ends: a scraper comes when it comes."""
+        """The run is over. The metrics stay readable: a scraper comes when it comes."""
+
+    def stop(self) -> None:
+        """Serve no longer."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+            self._server = None
 
 
 def _local_rank() -> int:
-    import os
-
     local = os.environ.get("LOCAL_RANK", "")
     return int(local) if local.isdecimal() else 0

@@ -169,8 +169,9 @@ def _first_cause(out: _Layout, cause: Event, sources: Mapping[str, Lines], narro
 
 def counts(facts: Mapping[str, Any]) -> str:
     """The last line: steps, what was skipped and clipped, interventions, and what was not kept."""
+    acted = facts["interventions"]
     return (
-        f"{facts['steps']} optimizer steps: {facts['skipped']} skipped, {facts['clipped']} clipped; {facts['interventions']} interventions"
+        f"{facts['steps']} optimizer steps: {facts['skipped']} skipped, {facts['clipped']} clipped; {acted} intervention{'' if acted == 1 else 's'}"
         + (f"; {facts['watched_steps']} steps were watched operation by operation" if facts.get("watched_steps") else "")
         + _rollback_line(facts.get("rollback"), facts.get("rolled_back", 0))
         + (f"; {facts['events_dropped']} further events were not kept" if facts["events_dropped"] else "")
