@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from instrument.run import Run
 
 SECONDS_BETWEEN = 2.0
-SHARE = 1 / 200
-"""Writing takes at most this share of a run's time: a folder that takes long to write is written less often."""
+GRACE, SHARE = 1.0, 1 / 200
+"""Writing takes at most so many seconds and this share of a run's time: a folder that takes long to write is written less often."""
 
 
 class Journal:
-    """Writes events, timeline and counts at the first event and then every few seconds, between two steps.
+    """Writes events, timeline and counts, between two steps: when an event is new, and every few seconds.
 
     Without a step there is nothing to write at: what a process did after its last step is in the folder only if it ends in a way that it can see,
     which is every way except being killed outright.
@@ -31,19 +31,20 @@ class Journal:
     def __init__(self, run: Run, folder: Path) -> None:
         self._run = run
         self._folder = folder
-        self._due = time.monotonic() + SECONDS_BETWEEN
-        self._empty = True
+        self._began = time.monotonic()
+        self._due = self._began + SECONDS_BETWEEN
+        self._known = self._spent = 0.0
         report_folder.begin(folder)
         run.subscriptions.add(on_step=self._after_step, apart=True)
 
     def _after_step(self, record: StepRecord) -> None:
-        first_event = self._empty and len(self._run.log) > 0
-        now = time.monotonic()
-        if first_event or now >= self._due:
-            self._empty = self._empty and not first_event
+        known, now = len(self._run.log), time.monotonic()
+        if (known > self._known or now >= self._due) and self._spent <= GRACE + SHARE * (now - self._began):
+            self._known = known
             report_folder.save_recording(self._run, self._folder)
             ended = time.monotonic()
-            self._due = ended + max(SECONDS_BETWEEN, (ended - now) / SHARE)
+            self._spent += ended - now
+            self._due = ended + SECONDS_BETWEEN
 
     def write_when_terminated(self) -> None:
         """On SIGTERM (a scheduler's time limit, a launcher whose other process died) write the folder, then die of it as the script would have.
