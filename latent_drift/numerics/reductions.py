@@ -29,7 +29,8 @@ def logsumexp(x: Tensor, dim: int | Sequence[int] = -1, keepdim: bool = False) -
     Raises:
         UsageError: `x` is complex, integer or not strided.
 
-    *Numerics*: absolute error within 2 ulp of max(|largest entry|, |result|). A row of -inf, and an empty dimension,
+    *Numerics*: absolute error within 2 ulp of max(|largest entry|, |result|), gradient within a few ulp at any size of the entries (torch's
+    own is off by half an ulp of the result, 6e-5 for entries of 1,000 in float32). A row of -inf, and an empty dimension,
     give -inf; a row with +inf gives +inf; both with gradient 0, where torch's gradient is NaN and the textbook
     `m + log(sum(exp(x - m)))` is NaN already in value.
     """
@@ -43,11 +44,14 @@ def logsumexp(x: Tensor, dim: int | Sequence[int] = -1, keepdim: bool = False) -
     largest = wide.detach().amax(dims, keepdim=True)
     info = torch.finfo(wide.dtype)
     if is_within(largest, info.min, info.max):
-        return torch.logsumexp(wide, dims, keepdim=keepdim).to(x.dtype)
-    degenerate = largest.isinf()
-    # Degenerate rows are computed on zeros and then replaced: neither branch ever holds inf - inf, in any derivative.
-    result = torch.logsumexp(torch.where(degenerate, torch.zeros_like(wide), wide), dims, keepdim=True)
-    result = torch.where(degenerate, largest, result)
+        # torch's derivative is exp(x - result): with the maximum taken out first, the result is small there and its rounding with it
+        result = torch.logsumexp(wide - largest, dims, keepdim=True) + largest
+    else:
+        degenerate = largest.isinf()
+        # Degenerate rows are computed on zeros and then replaced: neither branch ever holds inf - inf, in any derivative.
+        shift = torch.where(degenerate, torch.zeros_like(largest), largest)
+        result = torch.logsumexp(torch.where(degenerate, torch.zeros_like(wide), wide - shift), dims, keepdim=True) + shift
+        result = torch.where(degenerate, largest, result)
     return (result if keepdim else _squeeze(result, dims)).to(x.dtype)
 
 

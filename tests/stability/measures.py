@@ -34,10 +34,11 @@ from latent_drift.stability import (
 )
 from tests.numerics.test_elementary import ACCURACY, _sample
 from tests.numerics.ulp import reference, ulps
+from tests.stability.accuracy import MEASURED, errors
 
 
 def ulp_table() -> dict[str, dict[str, tuple[float, float]]]:
-    """function -> dtype -> largest error of value and gradient in ulp, against mpmath, over the dtype's range."""
+    """function -> dtype -> largest error of value and gradient in ulp, against mpmath, over the dtype's range (see `accuracy.py` for the units)."""
     table: dict[str, dict[str, tuple[float, float]]] = {}
     for name, (function, exact, derivative, domain, _, _) in ACCURACY.items():
         table[name] = {}
@@ -46,8 +47,13 @@ def ulp_table() -> dict[str, dict[str, tuple[float, float]]]:
             value = function(x)
             (gradient,) = torch.autograd.grad(value.sum(), x)
             digits = 700 if name == "expm1_minus" and dtype == torch.float64 else 120
-            errors = (ulps(value.detach(), reference(exact, x.detach(), digits)), ulps(gradient, reference(derivative, x.detach(), digits)))
-            table[name][str(dtype).removeprefix("torch.")] = (round(errors[0].max().item(), 2), round(errors[1].max().item(), 2))
+            value_error, gradient_error = (
+                ulps(ours.detach(), reference(formula, x.detach(), digits)).max().item() for ours, formula in ((value, exact), (gradient, derivative))
+            )
+            table[name][str(dtype).removeprefix("torch.")] = (round(value_error, 2), round(gradient_error, 2))
+    for label in MEASURED:
+        found = {str(dtype).removeprefix("torch."): errors(label, dtype) for dtype in FLOAT_DTYPES}
+        table[label] = {name: (round(value, 2), round(gradient, 2)) for name, (value, gradient) in found.items()}
     return table
 
 
