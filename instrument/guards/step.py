@@ -64,7 +64,7 @@ def stand_in(raw_step: Function, owner: type) -> Function:
 
     @mimic(raw_step, Spelling(owner, "step", "step"))
     def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
-        if not RUNTIME.active or is_compiling() or id(self) in _STEPPING:
+        if not RUNTIME.active or is_compiling() or id(self) in _STEPPING or _passes_on(self):
             return run_step(self, *args, **kwargs)
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return run_step(self, *args, **kwargs)
@@ -79,6 +79,12 @@ def stand_in(raw_step: Function, owner: type) -> Function:
 
     step.hooked = True  # type: ignore[attr-defined]
     return step
+
+
+def _passes_on(optimizer: Optimizer) -> bool:
+    """Whether this is a shell around another optimizer, which decides when that one steps (accelerate's does not while gradients accumulate): the
+    one inside is judged, when it steps. A shell never calls `Optimizer.__init__`."""
+    return not hasattr(optimizer, "_optimizer_step_pre_hooks") and any(isinstance(value, Optimizer) for value in vars(optimizer).values())
 
 
 def _judged_step(optimizer: Optimizer, run_step: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from instrument.callsite import module_path
+from instrument.guards.base import is_compiling
 from instrument.guards.parameter_names import parameter_names
 from instrument.guards.step import _STEPPING, QUIET
 from instrument.interception import Replacement, replace_attribute
@@ -108,7 +109,9 @@ class Watching(TorchFunctionMode):
         self.mending = False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The call itself, then the look."""
+        """The call itself, then the look. Code under compilation is traced as it is without the mode: what it gives is looked at when it is used."""
+        if is_compiling():
+            return function(*args, **(kwargs or {}))
         return self.watched(function, getattr(function, "__name__", str(function)), args, kwargs or {})
 
     def watched(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
