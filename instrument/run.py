@@ -24,6 +24,7 @@ from instrument.guards.kept_parameters import KeptParameters
 from instrument.guards.parameter_names import parameter_names
 from instrument.history import History
 from instrument.layer_norms import LayerNorms
+from instrument.locate.amplification import Amplification, Amplifier
 from instrument.locate.births import Birth, Births
 from instrument.locate.origin import feeding_parameters
 from instrument.locate.suspects import Located, Suspects
@@ -103,6 +104,8 @@ class Run:
         self._first_cause: Event | None = None
         self.watch = Watch(config.anomaly.watch_steps)
         self.suspects = Suspects()
+        self.amplification = Amplification()
+        self._amplifier: Event | None = None
         self._trend: Trend | None = None
         self._deferred: list[_Deferred] = []
         self._lock = threading.RLock()  # a signal's handler may write the report on the thread that holds it
@@ -425,10 +428,23 @@ class Run:
             self.put_parameters_back()
         self._blamed = False
         self.watch.step_finished()
+        surveyed = self.amplification.step_finished()
+        if surveyed is not None:
+            self._name_amplifier(*surveyed)
+
+    def _name_amplifier(self, norm: float, place: Amplifier, is_forward: bool) -> None:
+        """Say what made a clipped gradient large. It is the first cause of a run in which clipping kept everything finite."""
+        if place.site is None:
+            return
+        what = f"the largest number behind it, {place.size:.4g}, is" if is_forward else f"it grew most, {place.size:.4g} times, by what is"
+        message = f"after a gradient norm of {norm:.4g}: {what} made here by {place.op}"
+        event = self._event("NS507", "observed", place.op, message, place.site, None, self._facts(place.value))
+        self._amplifier = self._amplifier or self.log.record(event)
 
     def close(self) -> None:
         """The block closes: what was found and has no line is said without one."""
         self.watch.stop()
+        self.amplification.stop()
         self.recovery.at_exit(self)
         if self.put_parameters_back():
             self.blame()  # the script's last update: no loss comes after it that would have failed
@@ -470,12 +486,12 @@ class Run:
 
     @property
     def first_cause(self) -> Event | None:
-        """The event that began it: where the first bad number that spoiled a step was born; else the first place that had to be mended; else the
-        first gradient that was too large. None where nothing happened."""
+        """The event that began it: where the first bad number that spoiled a step was born; else the first place that had to be mended; else what
+        made the first gradient that was too large. None where nothing happened."""
         if self._first_cause is not None:
             return self._first_cause
         events = self.events
-        return next((e for e in events if e.code not in CONSEQUENCES), None) or next(iter(events), None)
+        return next((e for e in events if e.code not in CONSEQUENCES), None) or self._amplifier or next(iter(events), None)
 
     @property
     def interventions(self) -> int:

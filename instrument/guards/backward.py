@@ -57,6 +57,7 @@ def _method(original: Function, spelling: Spelling) -> Function:
         result = original(*args, **kwargs)
         if RUNTIME.active and not is_compiling():
             RUNTIME.run.watch.settle()
+            RUNTIME.run.amplification.settle()
         return result
 
     return guarded

@@ -291,6 +291,8 @@ def _clip(optimizer: Optimizer, all_gradients: Sequence[Tensor], gradients: list
         run.tally.clipped += 1
         run.history.outcome = "clipped"
         run.note("NS507", "clipped", "step", message=f"gradient norm {norm:.4g} clipped to {threshold}")
+        if run.scaled_loss is None:
+            run.amplification.begin(norm, run.config.gradient.warn_norm)
 
 
 def _held_with_gradient(parameter: Tensor) -> Tensor:
