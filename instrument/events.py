@@ -87,6 +87,11 @@ class Event:
         return self.action in REPAIRING
 
     @property
+    def place(self) -> tuple[str | None, int | None]:
+        """File and line."""
+        return self.file, self.line
+
+    @property
     def where(self) -> str:
         """`file:line`, or what can be said where no line of the user's is known."""
         return f"{self.file}:{self.line}" if self.file is not None else "(no Python line)"

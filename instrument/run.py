@@ -247,7 +247,6 @@ class Run:
             self._record_located(located)
         elif origin is not None and not (origin.weak and self.suspects.pending is not None):
             self._explained = True
-            self._explained = True
             if origin.event is None:
                 self._name(self._event(origin.code, "observed", origin.op, origin.message, origin.site, None, origin.facts, trend=self._trend_text()))
             else:
@@ -486,12 +485,18 @@ class Run:
 
     @property
     def first_cause(self) -> Event | None:
-        """The event that began it: where the first bad number that spoiled a step was born; else the first place that had to be mended; else what
-        made the first gradient that was too large. None where nothing happened."""
-        if self._first_cause is not None:
-            return self._first_cause
-        events = self.events
-        return next((e for e in events if e.code not in CONSEQUENCES), None) or self._amplifier or next(iter(events), None)
+        """The event that began it: where the first bad number was born, whether it spoiled a step or was mended before it could; else what made the
+        first gradient that was too large. A learning rate that grew without bound comes before all of them. None where nothing happened."""
+        named, events = self._first_cause, self.events
+        if named is None:
+            causes = (e for e in events if e.code not in CONSEQUENCES and e.action != "warned")
+            return next(causes, None) or self._amplifier or next(iter(events), None)
+        if named.code == "NS512":
+            return named
+        # An overflow that was bounded in an earlier step, or earlier in this one, is where it began without a guard.
+        mended = (e for e in events if e.action in ("bounded", "repaired") and e.code not in CONSEQUENCES and not e.nan and not e.inf)
+        first = min(mended, key=lambda e: e.step, default=named)
+        return first if first.step < named.step else named
 
     @property
     def interventions(self) -> int:

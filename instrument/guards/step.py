@@ -362,6 +362,15 @@ def _checked_update(optimizer: Optimizer, run_step: Function, args: tuple[Any, .
                 RUNTIME.run.note("NS301", "repaired", "step", message=message)
                 lent = raised.lend(optimizer, config)
                 result = run_step(optimizer, *args, **kwargs)
+    except RuntimeError as error:
+        # A learning rate beyond the dtype's range is no number that a kernel takes.
+        if "without overflow" not in str(error) or not RUNTIME.run.config.repair_raising:
+            raise
+        snapshot.restore()
+        message = f"{type(optimizer).__name__} (learning rate {_rates(optimizer)}) raised ({error}); parameters and optimizer state were put back"
+        RUNTIME.run.blame()
+        RUNTIME.run.note("NS508", "skipped", "step", message=message)
+        return None, True
     finally:
         raised.take_back(lent)
     _bound_update(optimizer, snapshot)

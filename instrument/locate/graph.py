@@ -17,7 +17,7 @@ from torch import Tensor
 
 from instrument.events import Site
 from instrument.guards.parameter_names import parameter_names
-from instrument.locate.origin import feeding_parameters, kinds, spread, variable_name
+from instrument.locate.origin import bad_data, feeding_parameters, kinds, spread, variable_name
 from instrument.runtime import is_plain, without_function_modes
 from latent_drift.numerics.finite import is_finite, summarise
 
@@ -49,8 +49,16 @@ _AGAIN: dict[str, Callable[[Any], Tensor]] = {
     "DivBackward0": lambda node: node._saved_self / node._saved_other,
     "MmBackward0": lambda node: node._saved_self @ node._saved_mat2,
     "BmmBackward0": lambda node: node._saved_self @ node._saved_mat2,
+    "AddmmBackward0": lambda node: _linear(node),
 }
 _CANNOT_MAKE_NAN = ("Add", "Sub", "Sum", "Mean")  # of finite numbers: they overflow to Inf first
+
+
+def _linear(node: Any) -> Tensor:
+    """A linear layer's result. Its weight is saved only if its input wants a gradient, but it stands behind the node either way."""
+    bias, _, transposed = (following for following, _ in node.next_functions)
+    weight = transposed.next_functions[0][0].variable
+    return torch.addmm(bias.variable, node._saved_mat1, weight.t())
 
 
 def is_there(x: Any) -> bool:
@@ -282,10 +290,15 @@ class _Reading:
         maker = next((n for n in region if not n.name().startswith(_MOVES)), node)
         bad = self._bad_values.get(node)
         what = kinds(bad) if bad is not None else "non-finite"
-        only_sums = all(n.name().startswith((*_CANNOT_MAKE_NAN, *_MOVES)) for n in region)
-        if bad is not None and only_sums and bool(torch.isnan(bad).any()) and not bool(torch.isinf(bad).any()):
-            # Sums of finite numbers are never NaN: what was added is not in the graph.
-            return self._named(maker, "NS803", f"data that {_op(maker)} takes in holds NaN, and so does its result ({spread(bad)})", step, bad)
+        if bad is not None and all(n.name().startswith((*_CANNOT_MAKE_NAN, *_MOVES)) for n in region):
+            # A sum saves nothing. One of finite numbers is never NaN, and hardly ever Inf: what was added came from outside of the graph.
+            found = bad_data(bad)
+            if found is not None:
+                label, x = found
+                message = f"the data {label} of shape {tuple(x.shape)} holds {kinds(x)} {spread(x)} before any operation"
+                return self._named(maker, "NS803", message, step, x)
+            if bool(torch.isnan(bad).any()) and not bool(torch.isinf(bad).any()):
+                return self._named(maker, "NS803", f"data that {_op(maker)} takes in holds NaN, and so does its result ({spread(bad)})", step, bad)
         inputs = self._inputs.get(maker, [])
         widest = max(inputs, key=lambda x: float(x.abs().max()), default=None)
         return self._named(maker, "NS805", f"{_op(maker)} of finite inputs gave {what}", step, widest if widest is not None else bad)

@@ -67,6 +67,21 @@ def variable_name(x: Tensor) -> str | None:
     return None
 
 
+def bad_data(like: Tensor) -> tuple[str, Tensor] | None:
+    """A variable of the script's frames that is data with a hole, whole or in the rows of `like`: it has no graph and ends in the same shape."""
+    frame = user_frame()
+    while frame is not None:
+        for index, (label, value) in enumerate(_values(frame)):
+            if index > _LOOK_AT:
+                break
+            if type(value) is Tensor and value.is_floating_point() and not value.requires_grad and value.grad_fn is None and value.numel():
+                fits = value.shape == like.shape or (value.dim() and like.dim() and value.shape[1:] == like.shape[1:])
+                if fits and value.device == like.device and not bool(torch.isfinite(value).all()):
+                    return label, value
+        frame = frame.f_back
+    return None
+
+
 def _within(label: str, value: Any, x: Tensor) -> str | None:
     if isinstance(value, Tensor):
         return label if _is_same(value, x) else None
