@@ -24,7 +24,7 @@ _SHOWN_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(12
 
 def classify(
     checkpoint: on_checkpoint.Given,
-    source: Annotated[str, typer.Argument(metavar="[FILE|-]", help="A log file; - or nothing for standard input, line by line as it comes.")] = "-",
+    source: Annotated[str, typer.Argument(metavar="FILE|-", help="A log file; - or nothing for standard input, line by line as it comes.")] = "-",
     only: Annotated[
         list[str] | None, typer.Option(metavar="CLASS", help="Show lines of this class only: ERROR, WARNING, INFO, DEBUG. May be repeated.")
     ] = None,
@@ -37,7 +37,9 @@ def classify(
     change_config: on_checkpoint.ChangeConfig = False,
     as_json: on_checkpoint.Json = False,
 ) -> None:
-    """Classify the lines of a log: class, probability and line, separated by tabs, one a line and in order.
+    """Classify the lines of a log.
+
+    Writes class, probability and the line, separated by tabs, for every line and in order, each as soon as it has come.
 
     A line without a letter or digit has the class "-". Letters count in either case; characters outside the model's alphabet (A-Z, 0-9 and
     _!>?) count as blank; the first 50 characters of a message decide.

@@ -24,7 +24,10 @@ def evaluate(
     change_config: on_checkpoint.ChangeConfig = False,
     as_json: on_checkpoint.Json = False,
 ) -> None:
-    """Evaluate a trained model: accuracy, recall by class and confusion of a raccoon; reconstruction and well-formed samples of an ode."""
+    """Evaluate a model on held-out data.
+
+    A raccoon: accuracy, cross-entropy, recall by class and confusion. An ode: its losses, and the share of its samples that are well formed.
+    """
     from latent_drift.cli.devices import device_of
     from latent_drift.cli.results import confusion_table, summary
     from latent_drift.training.data import open_data

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES: Final = 30.0
@@ -17,6 +17,11 @@ SECONDS_BETWEEN_LINES: Final = 30.0
 
 SMOOTHING: Final = 0.05
 """Weight of a step in the shown loss: one batch alone jumps too much to be read."""
+
+LEAST_BAR: Final = 12
+"""Columns that the bar keeps in a narrow terminal."""
+
+_CLOCK: Final = 14  # the time that is left, up to h:mm:ss, the slash of the steps, and the gaps between columns
 
 MOST_SKIPS_SHOWN: Final = 5
 """Notes of skipped steps; after that only their number grows."""
@@ -42,9 +47,7 @@ class RunProgress:
         self._bar: Progress | None = None
         if self._console.is_terminal and not quiet:
             self._bar = Progress(
-                TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
-                TaskProgressColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[figures]}"),
                 TimeRemainingColumn(compact=True),
@@ -84,8 +87,15 @@ class RunProgress:
         self._console.print(Text(text))
 
     def _figures(self, record: dict[str, Any]) -> str:
-        skipped = f"  {self._skipped} skipped" if self._skipped else ""
-        return f"loss {self._loss:.4g}  {self._headline} {self._shown:.3f}  |g| {record['grad_norm']:.3g}  lr {record['lr']:.2e}{skipped}"
+        """The figures of a step, as many as there is room for beside the bar."""
+        figures = [f"loss {self._loss:.4f}", f"{self._headline} {self._shown:.3f}", f"|g| {record['grad_norm']:.2f}", f"lr {record['lr']:.1e}"]
+        if self._skipped:
+            figures.insert(1, f"{self._skipped} skipped")
+        if self._bar is not None:
+            room = self._console.width - LEAST_BAR - 2 * len(str(self._total)) - _CLOCK
+            while len(figures) > 1 and len("  ".join(figures)) > room:
+                figures.pop()
+        return "  ".join(figures)
 
 
 def _smoothed(before: float, value: float) -> float:

@@ -21,7 +21,10 @@ def sample(
     change_config: on_checkpoint.ChangeConfig = False,
     as_json: on_checkpoint.Json = False,
 ) -> None:
-    """Draw sequences from a trained latent ODE, one a line."""
+    """Draw sequences from a latent ODE.
+
+    One a line, from its learned prior.
+    """
     from latent_drift.training.evaluation import draw_sequences, is_well_formed
 
     model = on_checkpoint.load(checkpoint, "ode", device, config, change_config).model

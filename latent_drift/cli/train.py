@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from latent_drift.training.run_folder import RunFolder
     from latent_drift.training.settings import GivenSettings, RunSettings
 
-EPILOG = (
-    "Ctrl-C finishes the step, writes a checkpoint and says how to go on. Several processes share the batch, and give the same losses: "
-    "torchrun --nproc-per-node N -m latent_drift train ... "
-    "Exit status: 0 done, 2 refused or not saved, 130 left by Ctrl-C, 143 by SIGTERM."
-)
+EPILOG = """\b
+Ctrl-C finishes the step, writes a checkpoint and says how to go on.
+Several processes share the batch, and give the same losses:
+  torchrun --nproc-per-node N -m latent_drift train MODEL ...
+Exit status: 0 done; 2 refused, or not saved; 130 left by Ctrl-C, 143 by SIGTERM."""
 
 
 class Model(StrEnum):
@@ -38,28 +38,27 @@ class Model(StrEnum):
 
 
 def train(
-    model: Annotated[Model, typer.Argument(help="ode: the latent ODE over characters. raccoon: the classifier of log lines.", show_default=False)],
+    model: Annotated[Model, typer.Argument(metavar="MODEL", help="ode: the latent ODE over characters. raccoon: the classifier of log lines.")],
     steps: Annotated[
         int | None,
-        typer.Option(help="Optimizer steps of the whole run. With --resume, more of them extend it.", show_default="ode 3000, raccoon 1000"),
+        typer.Option(help="Optimizer steps of the whole run. With --resume, more of them extend it. [default: ode 3000, raccoon 1000]"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Results folder.", show_default="the next free runs/MODEL-N")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Results folder. [default: the next free runs/MODEL-N]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, bit for bit; its settings are kept.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")] = "cpu",
     precision: Annotated[
-        str | None, typer.Option(help="float32; or autocast to bfloat16 or float16, the latter with a loss scale.", show_default="float32")
+        str | None, typer.Option(help="float32; or autocast to bfloat16 or float16, the latter with a loss scale. [default: float32]")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Items a step, of all processes together.", show_default="ode 16, raccoon 32")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Items a step, of all processes together. [default: ode 16, raccoon 32]")] = None,
     data: Annotated[
         str | None,
         typer.Option(
             metavar="SPEC",
             help="synthetic; synthetic:samples=N,seed=N (raccoon: drift=N too); or a file: for raccoon lines of CLASS, tab, message, "
-            "or .jsonl with class and text; for ode one sequence a line.",
-            show_default="synthetic",
+            "or .jsonl with class and text; for ode one sequence a line. [default: synthetic]",
         ),
     ] = None,
-    optimizer: Annotated[str | None, typer.Option(metavar="NAME", help="Any of torch.optim and torch-optimizer.", show_default="AdamW")] = None,
+    optimizer: Annotated[str | None, typer.Option(metavar="NAME", help="Any of torch.optim and torch-optimizer. [default: AdamW]")] = None,
     opt: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Argument of the optimizer: lr=3e-4, betas=(0.9,0.99), amsgrad=True. May be repeated."),
@@ -68,8 +67,7 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="constant, warmup-cosine, or one of torch.optim.lr_scheduler that numbers can build.",
-            show_default="ode constant, raccoon warmup-cosine",
+            help="constant, warmup-cosine, or one of torch.optim.lr_scheduler that numbers can build. [default: ode constant, raccoon warmup-cosine]",
         ),
     ] = None,
     sched: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Argument of the schedule: step_size=500. May be repeated.")] = None,
@@ -77,8 +75,7 @@ def train(
         str | None,
         typer.Option(
             metavar="A,B,C",
-            help="ode: reconstruction, normality, ODE matching. raccoon: class, KL, normality.",
-            show_default="ode 1,0.05,1, raccoon 1,0.1,0.01",
+            help="ode: reconstruction, normality, ODE matching. raccoon: class, KL, normality. [default: ode 1,0.05,1, raccoon 1,0.1,0.01]",
         ),
     ] = None,
     size: Annotated[
@@ -89,7 +86,7 @@ def train(
             "raccoon: latent_dim=32, hidden_dim=64, embed_dim=32. May be repeated.",
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, data and noise.", show_default="0")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, data and noise. [default: 0]")] = None,
     config: Annotated[
         str | None,
         typer.Option(metavar="PIN", help="Stability config: a version, a specifier such as '~=1.0', or a file; what the project says if left out."),
@@ -97,19 +94,22 @@ def train(
     change_config: Annotated[
         bool, typer.Option("--change-config", help="With --resume: go on under --config though the run began under another.")
     ] = False,
-    checkpoint_every: Annotated[int | None, typer.Option(metavar="STEPS", help="Steps between checkpoints.", show_default="200")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(metavar="STEPS", help="Steps between checkpoints. [default: 200]")] = None,
     stop_after: Annotated[
         int | None, typer.Option(metavar="STEPS", min=0, help="Leave after so many steps, with a checkpoint to resume from.")
     ] = None,
     plots: Annotated[
         bool | None,
-        typer.Option("--plots/--no-plots", help="Plots of loss, gradient norm and latents at the end.", show_default="if matplotlib is installed"),
+        typer.Option("--plots/--no-plots", help="Plots of loss, gradient norm and latents at the end. [default: if matplotlib is installed]"),
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events into the folder.")] = False,
     evaluate: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Evaluate on held-out data at the end.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; notes and errors only.")] = False,
 ) -> None:
-    """Train a model into a results folder: run.json, metrics.jsonl, checkpoint.pt, result.json, plots."""
+    """Train a model into a results folder.
+
+    The folder holds run.json (what was run), metrics.jsonl (a line a step), checkpoint.pt, result.json (held-out figures) and plots.
+    """
     from latent_drift.training.arguments import parse
     from latent_drift.training.settings import GivenSettings
 

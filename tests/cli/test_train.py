@@ -289,6 +289,21 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_way_on(run: Run, project: Path) -> N
     assert read_checkpoint(project / "r").step == step + 2
 
 
+def test_help_states_the_defaults_that_hold(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from latent_drift.training.tasks import TASKS
+
+    monkeypatch.setenv("COLUMNS", "400")
+    text = " ".join(run("train", "--help").out.split())
+    ode, raccoon = (TASKS[kind].defaults for kind in ("ode", "raccoon"))
+    for name in ("steps", "batch_size", "scheduler"):
+        assert f"[default: ode {getattr(ode, name)}, raccoon {getattr(raccoon, name)}]" in text
+    assert "[default: ode " + ",".join(f"{w:g}" for w in ode.loss_weights) + ", raccoon " + ",".join(f"{w:g}" for w in raccoon.loss_weights) in text
+    for defaults in (ode, raccoon):
+        assert ", ".join(f"{key}={value}" for key, value in defaults.sizes.items()) in text
+        for name in ("optimizer", "precision", "data", "seed", "checkpoint_every"):
+            assert f"[default: {getattr(defaults, name)}]" in text
+
+
 def test_help_names_every_command_and_loads_no_torch(run: Run) -> None:
     text = run("--help").out
     for name in ("train", "sample", "classify", "evaluate", "config", "stability-test"):
