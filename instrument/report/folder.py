@@ -134,6 +134,10 @@ def _remove_ranks(folder: Path, size: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+_JOINING: set[Path] = set()
+"""The folders whose lock this process holds."""
+
+
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """One process joins at a time. Where files cannot be locked the last writer wins, which is complete unless two end in the same moment."""
@@ -143,10 +147,17 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
         return
     # The file stays: who removed it would let the next process lock another one beside a process that still waits for this.
+    if folder in _JOINING:  # a signal's handler writes while the very save that it interrupted holds the lock
+        yield
+        return
     with (folder / ".joining").open("w") as file:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        _JOINING.add(folder)
+        try:
+            yield
+        finally:
+            _JOINING.discard(folder)
 
 
 def _joined(recordings: Sequence[Recording], missing: Sequence[int]) -> Report:
