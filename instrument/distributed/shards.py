@@ -11,13 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from latent_drift.numerics.gradients import global_norm
+from latent_drift.numerics.shards import copies as copies
+from latent_drift.numerics.shards import is_sharded as is_sharded
 
 Ranks = tuple[int, ...]
-
-
-def is_sharded(x: Any) -> bool:
-    """True for a DTensor. Asked by what it can do: importing its class would cost every script that has none."""
-    return hasattr(x, "to_local") and hasattr(x, "device_mesh")
 
 
 def local_part(x: Tensor) -> Tensor:
@@ -27,12 +24,6 @@ def local_part(x: Tensor) -> Tensor:
     with torch.no_grad():
         part: Tensor = x.to_local()  # type: ignore[attr-defined]
     return part
-
-
-def copies(x: Any) -> int:
-    """How many processes of its mesh hold the same part of a DTensor."""
-    mesh = x.device_mesh
-    return math.prod(mesh.size(dim) for dim, placement in enumerate(x.placements) if placement.is_replicate())
 
 
 def mesh_ranks(parameters: Iterable[Tensor]) -> Ranks | None:

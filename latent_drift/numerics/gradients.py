@@ -189,13 +189,14 @@ def _unit_norms(x: Tensor) -> Tensor:
     return norms
 
 
-def clip_adaptively_(parameters: Sequence[Tensor], clipping: float = 0.01, floor: float = 1e-3) -> ClipOutcome:
+def clip_adaptively_(parameters: Sequence[Tensor], clipping: float = 0.01, floor: float = 1e-3, *, norm: float | None = None) -> ClipOutcome:
     """Adaptive gradient clipping (AGC): no unit's gradient exceeds `clipping` times the norm of that unit's weights.
 
     Args:
         parameters: parameters with gradients; those without one are passed over.
         clipping: the largest ratio of gradient norm to weight norm.
         floor: weight norms below this count as this, so that weights at 0 can move.
+        norm: the gradients' global norm if it is known already.
 
     *Source*: Brock, De, Smith, Simonyan, High-Performance Large-Scale Image Recognition Without Normalization, 2021, equation 3.
     """
@@ -203,7 +204,7 @@ def clip_adaptively_(parameters: Sequence[Tensor], clipping: float = 0.01, floor
         raise UsageError(f"clipping and floor must be positive numbers; got {clipping!r} and {floor!r}")
     with_gradient = [p for p in parameters if p.grad is not None]
     gradients = [p.grad for p in with_gradient if p.grad is not None]
-    before = global_norm(gradients)
+    before = global_norm(gradients) if norm is None else norm
     if not math.isfinite(before):
         return ClipOutcome(before, before, False)
     clipped = False

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from latent_drift.numerics.finite import dense_values
-from latent_drift.numerics.gradients import tensor_norms
+from latent_drift.numerics.shards import joined_norms
 
 # Ratio of a layer's gradient-to-weight ratio to the median one from which it stands out.
 _OUTSTANDING = 1e3
@@ -82,7 +82,7 @@ def analyze_gradient_flow(model: nn.Module) -> GradientFlow:
     # means are formed in float64: the sum of large numbers may leave float32, though their mean does not
     rows = [torch.stack([s.mean(dtype=wide), s.max().to(wide)]).to(device) if s.numel() else torch.zeros(2, dtype=wide, device=device) for s in sizes]
     numbers = torch.stack(rows).tolist() if rows else []
-    norms = tensor_norms([*(g for _, _, g in named), *(p for _, p, _ in named)])
+    norms = joined_norms([*(g for _, _, g in named), *(p for _, p, _ in named)])
     table: dict[str, dict[str, float]] = {}
     for (name, _, _), (mean, largest), norm, weight_norm in zip(named, numbers, norms[: len(named)], norms[len(named) :], strict=True):
         table[name] = {

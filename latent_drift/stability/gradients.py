@@ -2,8 +2,9 @@
 
 Every function takes a module, a list or a generator of parameters (the generator is read once; the audited
 utility exhausts it on its first count and then clips nothing), and gradients of any layout, dtype and device
-mixed. A gradient that is not finite is never used as a factor: `torch.nn.utils.clip_grad_norm_` turns one Inf
-into zeros everywhere else, and one NaN into NaN everywhere.
+mixed. Norms of sharded gradients (DTensor) are over the shards of all processes, which then must call together.
+A gradient that is not finite is never used as a factor: `torch.nn.utils.clip_grad_norm_` turns one Inf into zeros
+everywhere else, and one NaN into NaN everywhere.
 """
 
 from __future__ import annotations
@@ -24,13 +25,12 @@ from latent_drift.numerics.gradients import (
     clip_adaptively_,
     clip_by_global_norm_,
     clip_by_value_,
-    global_norm,
     gradients_of,
     parameters_of,
     scale_,
-    tensor_norms,
     zero_nonfinite_,
 )
+from latent_drift.numerics.shards import joined_norm, joined_norms
 
 Parameters = nn.Module | Tensor | Iterable[Tensor]
 
@@ -44,7 +44,7 @@ def _apply_nonfinite_policy(gradients: list[Tensor], norm: float, function: str)
         raise NumericalError(f"{function}: the gradient norm is {norm}; skip this step, or look for its origin with check_gradients(model)")
     if policy == "zero":
         zero_nonfinite_(gradients)
-        return global_norm(gradients)
+        return joined_norm(gradients)
     return norm
 
 
@@ -76,13 +76,13 @@ def clip_gradients(parameters: Parameters, max_norm: float | None = None, max_va
     if max_norm is None and max_value is None:
         max_norm = active().gradient.default_max_norm
     gradients = gradients_of(parameters)
-    before = global_norm(gradients, norm_type)
+    before = joined_norm(gradients, norm_type)
     norm = _apply_nonfinite_policy(gradients, before, "clip_gradients")
     clipped = norm is not before and math.isfinite(norm) and not math.isfinite(before)
     if max_value is not None:
-        outcome = clip_by_value_(gradients, max_value)
+        outcome = clip_by_value_(gradients, max_value, norm=norm)
         clipped |= outcome.clipped
-        norm = global_norm(gradients, norm_type) if outcome.clipped else norm
+        norm = joined_norm(gradients, norm_type) if outcome.clipped else norm
     if max_norm is not None:
         outcome = clip_by_global_norm_(gradients, max_norm, norm_type, norm=norm)
         clipped |= outcome.clipped
@@ -98,7 +98,7 @@ def check_gradients(model: Parameters, raise_on_nan: bool = True) -> dict[str, A
         raise_on_nan: whether to raise if there is any NaN or inf.
 
     Returns:
-        `has_nan`, `has_inf`, `num_nan`, `num_inf` (elements), `params_affected` (names).
+        `has_nan`, `has_inf`, `num_nan`, `num_inf` (elements; of sharded gradients this process's), `params_affected` (names).
 
     Raises:
         NumericalError: something is not finite and `raise_on_nan` holds; the message names the parameters.
@@ -111,15 +111,16 @@ def check_gradients(model: Parameters, raise_on_nan: bool = True) -> dict[str, A
     named = list(model.named_parameters()) if isinstance(model, nn.Module) else [(str(i), p) for i, p in enumerate(parameters_of(model))]
     with_gradient = [(name, p.grad) for name, p in named if p.grad is not None]
     num_nan, num_inf, affected = 0, 0, []
+    has_nan = has_inf = False
     # one norm over everything decides; only a bad one is looked into, tensor by tensor
-    if not math.isfinite(global_norm([g for _, g in with_gradient], math.inf)):
-        for name, gradient in with_gradient:
-            values = dense_values(gradient)
-            nan, inf = int(values.isnan().sum()), int(values.isinf().sum())
-            num_nan, num_inf = num_nan + nan, num_inf + inf
-            if nan or inf:
+    if not math.isfinite(joined_norm([g for _, g in with_gradient], math.inf)):
+        for (name, gradient), norm in zip(with_gradient, joined_norms([g for _, g in with_gradient], math.inf), strict=True):
+            if not math.isfinite(norm):
+                values = dense_values(gradient)
+                num_nan, num_inf = num_nan + int(values.isnan().sum()), num_inf + int(values.isinf().sum())
+                has_nan, has_inf = has_nan or math.isnan(norm), has_inf or math.isinf(norm) or bool(values.isinf().any())
                 affected.append(name)
-    result = {"has_nan": num_nan > 0, "has_inf": num_inf > 0, "num_nan": num_nan, "num_inf": num_inf, "params_affected": affected}
+    result = {"has_nan": has_nan, "has_inf": has_inf, "num_nan": num_nan, "num_inf": num_inf, "params_affected": affected}
     if raise_on_nan and affected:
         raise NumericalError(f"check_gradients: {num_nan} NaN and {num_inf} infinite gradient elements in {', '.join(affected)}; skip this step")
     return result
@@ -182,8 +183,8 @@ def adaptive_gradient_clipping(
     if not gradients:
         return {**nothing, "grad_norm_before": 0.0, "grad_norm_after": 0.0, "clipped": False}
     history = _history_of(listed) if history is None else history
-    norms = tensor_norms(gradients)
-    before = global_norm(gradients)
+    norms = joined_norms(gradients)
+    before = joined_norm(gradients)
     ready = len(history) >= warmup
     threshold = (history.percentile(percentile) if zscore is None else history.zscore_threshold(zscore)) if ready else math.inf
     if max_norm is not None:
@@ -236,11 +237,13 @@ def agc(parameters: Parameters, clipping: float = 0.01, eps: float = 1e-3) -> di
             [0.0010, 0.0000]]))
     """
     listed = parameters_of(parameters)
-    outcome = clip_adaptively_(listed, clipping, eps)
+    gradients = gradients_of(listed)
+    before = joined_norm(gradients)
+    outcome = clip_adaptively_(listed, clipping, eps, norm=before)
     return {
-        "grad_norm_before": outcome.norm_before,
-        "grad_norm_after": outcome.norm_after,
-        "num_params_with_grad": len(gradients_of(listed)),
+        "grad_norm_before": before,
+        "grad_norm_after": joined_norm(gradients),
+        "num_params_with_grad": len(gradients),
         "clipped": outcome.clipped,
     }
 
@@ -268,14 +271,14 @@ def normalize_gradients(parameters: Parameters, norm: float = 1.0, per_parameter
     if not norm > 0:
         raise UsageError(f"normalize_gradients: norm must be positive; got {norm}")
     gradients = gradients_of(parameters)
-    before = global_norm(gradients)
+    before = joined_norm(gradients)
     changed = False
     for group in [[g] for g in gradients] if per_parameter else [gradients]:
-        size = math.hypot(*tensor_norms(group))  # each scaled by itself: tiny squares do not vanish
+        size = math.hypot(*joined_norms(group))  # each scaled by itself: tiny squares do not vanish
         if math.isfinite(size) and size > 0 and size != norm:
             _scale_exactly(group, norm, size)
             changed = True
-    return {"grad_norm_before": before, "grad_norm_after": global_norm(gradients), "num_params_with_grad": len(gradients), "clipped": changed}
+    return {"grad_norm_before": before, "grad_norm_after": joined_norm(gradients), "num_params_with_grad": len(gradients), "clipped": changed}
 
 
 def _scale_exactly(gradients: list[Tensor], norm: float, size: float) -> None:

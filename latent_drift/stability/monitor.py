@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from latent_drift.config.active import active
 from latent_drift.errors import MissingExtraError, NumericalError
 from latent_drift.numerics.finite import dense_values
-from latent_drift.numerics.gradients import tensor_norms
+from latent_drift.numerics.shards import joined_norms
 
 _RECENT = 50
 
@@ -113,7 +113,7 @@ class StabilityMonitor:
             NumericalError: a norm is not finite, and `raise_on_nan` holds; names the parameters.
         """
         named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
-        values = tensor_norms([g for _, g in named])
+        values = joined_norms([g for _, g in named])
         self.layer_grad_norms = {name: value for (name, _), value in zip(named, values, strict=True)}
         total = math.hypot(*values) if values else 0.0
         if any(math.isnan(v) for v in values):
@@ -153,8 +153,8 @@ class StabilityMonitor:
         yield
         with torch.no_grad():
             named = [(name, p.detach()) for name, p in model.named_parameters() if name in before]
-            moved = tensor_norms([p - before[name] for name, p in named])
-            sizes = tensor_norms([before[name] for name, _ in named])
+            moved = joined_norms([p - before[name] for name, p in named])
+            sizes = joined_norms([before[name] for name, _ in named])
         self.update_ratios = {name: m / s if s else math.inf if m else 0.0 for (name, _), m, s in zip(named, moved, sizes, strict=True)}
 
     def step_update(self) -> None:

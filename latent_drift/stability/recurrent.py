@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_drift.errors import UsageError
-from latent_drift.numerics.gradients import clip_by_global_norm_, global_norm, gradients_of
+from latent_drift.numerics.gradients import clip_by_global_norm_, gradients_of
+from latent_drift.numerics.shards import joined_norm
 from latent_drift.stability.calling import LossFunction, map_tensors
 from latent_drift.stability.monitor import StabilityMonitor
 
@@ -100,7 +101,7 @@ def train_rnn_stable(
             if math.isfinite(value):
                 torch.autograd.backward(loss)
                 gradients = gradients_of(model)
-                norm = global_norm(gradients)
+                norm = joined_norm(gradients)
             if math.isfinite(norm):
                 if monitor is not None:
                     monitor.log_gradient_stats(model)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from latent_drift.errors import UsageError
-from latent_drift.numerics.gradients import GradientHistory, global_norm
+from latent_drift.numerics.gradients import GradientHistory
+from latent_drift.numerics.shards import joined_norm
 
 
 class AdaptiveLR(torch.optim.lr_scheduler.LRScheduler):
@@ -61,7 +62,7 @@ class AdaptiveLR(torch.optim.lr_scheduler.LRScheduler):
         """Take in this step's gradient norm (measured from the optimizer's gradients if not given) and set the rates."""
         if self.last_epoch >= 0:
             if grad_norm is None:
-                grad_norm = global_norm([p.grad for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None])
+                grad_norm = joined_norm([p.grad for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None])
             self._observe(float(grad_norm))
         super().step()
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from latent_drift.config.active import active
 from latent_drift.errors import GiveUpError
-from latent_drift.numerics.gradients import clip_by_global_norm_, global_norm, gradients_of
+from latent_drift.numerics.gradients import clip_by_global_norm_, gradients_of
+from latent_drift.numerics.shards import joined_norm
 from latent_drift.stability.amp import DynamicLossScaler
 from latent_drift.stability.calling import LossFunction, evaluate, map_tensors, split_batch
 from latent_drift.stability.checkpoint import load_checkpoint, save_checkpoint_with_validation
@@ -74,7 +75,7 @@ def stable_training_step(
     elif scaler is not None:
         scaler.unscale_(optimizer)
     gradients = gradients_of([p for group in optimizer.param_groups for p in group["params"]])
-    norm = global_norm(gradients)
+    norm = joined_norm(gradients)
     finite = math.isfinite(norm)
     clipped = False
     if finite:
