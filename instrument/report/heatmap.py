@@ -15,6 +15,9 @@ from instrument.report.scales import Tick, core
 MOST_ROWS = 80
 """Rows that can be read; a larger model is shown by module, its parameters' norms combined."""
 
+_ASIDE = 0.15
+"""Share of the cells at each end that need not be told apart: a bad step colours a whole column."""
+
 # Nine colours of even steps in lightness from dark to light (viridis, in the public domain), then what is no magnitude.
 _RAMP = ("440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725")
 _SHADES = 240
@@ -49,7 +52,7 @@ def build(table: LayerTable) -> Heatmap | None:
         return None
     names, norms = _grouped(table)
     finite = [v for row in norms for v in row if v is not None and math.isfinite(v) and v > 0.0]
-    low, high = core(finite) if finite else (None, None)
+    low, high = core(finite, _ASIDE) if finite else (None, None)
     pixels = [[_shade(value, low, high) for value in row] for row in norms]
     flat = [p for row in pixels for p in row]
     columns = len(table.steps)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 MOST_FINDINGS = 100
 """Findings shown in full; the rest is a list."""
 
+MOST_MAPS = 4
+"""Processes whose gradient norms by layer are shown."""
+
 _Label = TypeVar("_Label")
 
 _HERE = Path(__file__).resolve().parent
@@ -68,7 +71,9 @@ def render(report: Report, fixes: Fixes) -> str:
     cards = _cards(report, fixes)
     recordings = report.recordings
     plot = timeline.build(recordings, report.events)
-    maps = [(one.rank, found) for one in recordings if (found := heatmap.build(one.layers)) is not None]
+    with_layers = timeline.telling([one for one in recordings if one.layers.steps], MOST_MAPS)
+    maps = [(one.rank, found) for one in with_layers if (found := heatmap.build(one.layers)) is not None]
+    maps.sort(key=lambda item: item[1].bad == 0)  # where something went bad comes first, and stands open
     data = {
         "records": plot.data if plot else [],
         "first": plot.first if plot else 0,
@@ -96,6 +101,7 @@ def render(report: Report, fixes: Fixes) -> str:
         change_notes=fixes.notes,
         watched=_watched(report),
         notes=[note for one in recordings for note in one.notes],
+        drawn=sorted({rank for *_, rank in plot.data if rank is not None}) if plot else [],
         ranks=[one.rank for one in recordings if one.rank is not None],
         size=timeline.SIZE,
         identity=_identity(report.facts),

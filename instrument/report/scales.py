@@ -88,13 +88,14 @@ def _label(value: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def core(values: Sequence[float]) -> tuple[float, float]:
+def core(values: Sequence[float], aside: float = 0.05) -> tuple[float, float]:
     """The range to show of positive values on a logarithmic axis: all of it, unless single peaks would flatten everything else.
 
-    From the fifth to the ninety-fifth percentile and as many powers of ten again on either side, but at least one.
+    That of the values without the share `aside` at each end, and as many powers of ten again on either side, but at least one.
     """
     ordered = sorted(values)
-    low, high = ordered[(len(ordered) - 1) // 20], ordered[-1 - (len(ordered) - 1) // 20]
+    left_out = int((len(ordered) - 1) * aside)
+    low, high = ordered[left_out], ordered[-1 - left_out]
     reach = max(1.0, math.log10(high) - math.log10(low))
     bottom, top = math.log10(low) - reach, math.log10(high) + reach
     return max(ordered[0], _power(bottom)), min(ordered[-1], _power(top))

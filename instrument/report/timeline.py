@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from instrument.events import STEPS_KEPT, Event
@@ -17,6 +17,12 @@ from instrument.report.scales import Scale, Tick, fitting
 from instrument.report.terminal import place
 
 SIZE = 1000.0
+
+MOST_RECORDS = 8192
+"""Steps drawn on a page, of all processes together; a page of a large job stays as quick as one of a single process."""
+
+MOST_CURVES = 8
+"""Processes that are drawn; more could not be told apart."""
 
 LANES = {"clipped": "clipped", "mended": "mended", "skipped": "skipped", "observed": "observed"}
 """The rows of marks beneath the curves, in their order."""
@@ -91,7 +97,8 @@ class Timeline:
 
 def build(recordings: Sequence[Recording], events: Sequence[Event]) -> Timeline | None:
     """The timeline of a report; None where no step was recorded."""
-    everything = [(one.rank, record) for one in recordings for record in one.timeline]
+    drawn = _drawn(recordings)
+    everything = [(one.rank, record) for one in drawn for record in one.timeline]
     if not everything:
         return None
     first = min(index(record) for _, record in everything)
@@ -102,14 +109,32 @@ def build(recordings: Sequence[Recording], events: Sequence[Event]) -> Timeline 
         return round(across(step) * SIZE, 2)
 
     panels = (
-        _panel("loss", "loss", recordings, lambda record: record.loss, x_of, logarithmic=False),
-        _panel("norm", "gradient norm", recordings, lambda record: record.gradient_norm, x_of, logarithmic=True),
+        _panel("loss", "loss", drawn, lambda record: record.loss, x_of, logarithmic=False),
+        _panel("norm", "gradient norm", drawn, lambda record: record.gradient_norm, x_of, logarithmic=True),
     )
     ticks = [tick for tick in across.ticks(6) if "." not in tick.label] or [Tick(0.5, str(first))]
     data = [[index(r), _said(r.loss), _said(r.gradient_norm), _said(r.learning_rate), r.outcome, rank] for rank, r in everything]
     lanes = _lanes(everything, events, x_of, first, last)
     partly = any(len(event.steps) >= STEPS_KEPT and event.last_step not in event.steps for event in events)
     return Timeline(tuple(p for p in panels if p.shown), lanes, tuple(ticks), first, last, len(everything), partly, data)
+
+
+def telling(recordings: Sequence[Recording], most: int) -> list[Recording]:
+    """At most `most` processes, those with events before others, in the order of their ranks."""
+    chosen = sorted(recordings, key=lambda one: (not one.events, one.rank or 0))[:most]
+    return sorted(chosen, key=lambda one: one.rank or 0)
+
+
+def _drawn(recordings: Sequence[Recording]) -> list[Recording]:
+    """The recordings to draw, each with its share of the steps: those at which something was done first, the others evenly thinned."""
+    chosen = telling([one for one in recordings if one.timeline], MOST_CURVES)
+    found = []
+    for one in chosen:
+        room = MOST_RECORDS // len(chosen)
+        stride = -(-len(one.timeline) // room)
+        kept = [r for at, r in enumerate(one.timeline) if at % stride == 0 or (stride > 1 and r.outcome != "stepped")]
+        found.append(replace(one, timeline=tuple(kept)))
+    return found
 
 
 def index(record: StepRecord) -> int:

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from instrument.layer_norms import LayerTable
 from instrument.report import heatmap
 from instrument.report.fixes import Fixes, Hunk
 from instrument.report.scales import Scale, core, fitting
-from tests.instrument.report.recorded import event, layers
+from tests.instrument.report.recorded import event, layers, recording_of, steps
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,20 @@ def test_many_parameters_are_combined_by_module_until_they_can_be_read():
     flat = heatmap.build(LayerTable((0,), tuple(f"t{i}" for i in range(300)), ((1.0,),) * 300))
     assert len(flat.rows) == heatmap.MOST_ROWS
     assert flat.rows[-1] == "221 more"
+
+
+def test_a_large_job_is_drawn_within_bounds_and_with_everything_that_was_done():
+    from instrument.report import timeline
+
+    many = [replace(recording_of(rank=rank), timeline=steps(4000, bad=(1203,)), events=()) for rank in range(40)]
+    many[33] = replace(many[33], events=(event(rank=33),))
+    plot = timeline.build(many, many[33].events)
+    ranks = {rank for *_, rank in plot.data}
+    assert len(ranks) == timeline.MOST_CURVES
+    assert 33 in ranks, "a process with an event comes before others"
+    assert plot.records <= timeline.MOST_RECORDS * 1.2
+    assert sum(outcome == "skipped" for *_, outcome, _ in plot.data) == timeline.MOST_CURVES
+    assert sum(rank == 33 and outcome == "clipped" for *_, outcome, rank in plot.data) == 200
 
 
 def test_no_columns_no_map():
