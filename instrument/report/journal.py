@@ -35,7 +35,7 @@ class Journal:
         self._due = self._began + SECONDS_BETWEEN
         self._known = self._spent = 0.0
         report_folder.begin(folder)
-        run.subscriptions.add(on_step=self._after_step, apart=True)
+        self.stop = run.subscriptions.add(on_step=self._after_step, apart=True)
 
     def _after_step(self, record: StepRecord) -> None:
         known, now = len(self._run.log), time.monotonic()
