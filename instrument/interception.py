@@ -89,6 +89,12 @@ def _is_scanned(name: str) -> bool:
     return (top not in _OWN and top not in sys.stdlib_module_names) or top == "__main__"
 
 
+def _is_somebodys(name: str) -> bool:
+    """Modules that were imported inside a block, torch's own too, bound what stood there: all but ours and Python's are looked through on leaving."""
+    top = name.partition(".")[0]
+    return top == "__main__" or (top not in _OWN and top not in sys.stdlib_module_names)
+
+
 Undo = Callable[[], None]
 
 
@@ -98,7 +104,8 @@ class _Rebinder:
     def __init__(self, table: Mapping[int, Any]) -> None:
         self._table = table
         # A stand-in keeps its original in a closure: that reference is the one that must stay.
-        self._seen: set[int] = {id(new) for new in table.values()}
+        self._new_ones = frozenset(id(new) for new in table.values())
+        self._seen: set[int] = set(self._new_ones)
         self.undos: list[Undo] = []
 
     def _new(self, value: Any) -> Any:
@@ -112,6 +119,12 @@ class _Rebinder:
             if new is not _ABSENT:
                 values[key] = new
                 self.undos.append(functools.partial(_put_back_item, values, key, new, value))
+
+    def keys(self, values: dict[Any, Any] | set[Any]) -> None:
+        """A table that is looked up by function (`HANDLED[torch.mean]`) has to know the function by its present name, in its old place."""
+        if not self._table.keys().isdisjoint(map(id, values)):
+            _exchange_keys(values, self._table)
+            self.undos.append(functools.partial(_put_back_keys, values, self._new_ones))
 
     def sequence(self, values: list[Any]) -> None:
         for index, value in enumerate(values):
@@ -165,6 +178,10 @@ class _Rebinder:
         elif isinstance(value, dict):
             if 0 < len(value) < 1000:
                 self.mapping(value)
+                self.keys(value)
+        elif isinstance(value, set):
+            if 0 < len(value) < 1000:
+                self.keys(value)
         elif isinstance(value, list):
             if 0 < len(value) < 1000 and not self._table.keys().isdisjoint(map(id, value)):
                 self.sequence(value)
@@ -200,13 +217,30 @@ class _Rebinder:
                 self.value(value)
 
 
-_LED_TO = frozenset({dict, list, functools.partial})
-_FOLLOWED = frozenset({types.FunctionType, dict, list, functools.partial})
+_LED_TO = frozenset({dict, set, list, functools.partial})
+_FOLLOWED = frozenset({types.FunctionType, dict, set, list, functools.partial})
 
 
 def _put_back_item(values: dict[Any, Any], key: Any, new: Any, old: Any) -> None:
     if values.get(key) is new:
         values[key] = old
+
+
+def _exchange_keys(values: dict[Any, Any] | set[Any], table: Mapping[int, Any]) -> None:
+    """Exchange keys (or members) by identity, in place and in order."""
+    if isinstance(values, set):
+        for old in [v for v in values if id(v) in table]:
+            values.remove(old)
+            values.add(table[id(old)])
+        return
+    items = [(table.get(id(key), key), value) for key, value in values.items()]
+    values.clear()
+    values.update(items)
+
+
+def _put_back_keys(values: dict[Any, Any] | set[Any], stand_ins: frozenset[int]) -> None:
+    """Those that were added while the block was open too."""
+    _exchange_keys(values, {id(key): key.__wrapped__ for key in values if id(key) in stand_ins})
 
 
 def _put_back_index(values: list[Any], new: Any, old: Any) -> None:
@@ -239,7 +273,14 @@ def _put_back_partial(value: functools.partial[Any], new: Any, old: Any) -> None
         _set_partial(value, old)
 
 
-def rebind(table: Mapping[int, Any], landmarks: Iterable[int], *, modules: Mapping[str, Any], frames: Iterable[types.FrameType] = ()) -> list[Undo]:
+def rebind(
+    table: Mapping[int, Any],
+    landmarks: Iterable[int],
+    *,
+    modules: Mapping[str, Any],
+    frames: Iterable[types.FrameType] = (),
+    late: bool = False,
+) -> list[Undo]:
     """Point every name bound earlier to a key of `table` (an id) at the table's value.
 
     Args:
@@ -248,14 +289,16 @@ def rebind(table: Mapping[int, Any], landmarks: Iterable[int], *, modules: Mappi
             that names none is passed over unread, which keeps entering cheap with thousands of modules loaded.
         modules: the modules to look through, by name.
         frames: running frames whose local models and tables are looked through as well.
+        late: the modules were imported while the names were replaced: torch's own are looked through as well.
 
     Returns:
         The undo functions, each of which leaves alone what has been rebound by somebody else since.
     """
     rebinder = _Rebinder(table)
     telling = frozenset(landmarks) | table.keys()
+    is_scanned = _is_somebodys if late else _is_scanned
     for name, module in list(modules.items()):
-        if module is None or not _is_scanned(name):
+        if module is None or not is_scanned(name):
             continue
         namespace = getattr(module, "__dict__", None)
         if type(namespace) is dict and not telling.isdisjoint(map(id, list(namespace.values()))):

@@ -21,3 +21,4 @@ class Policy:
             self.exp_max[dtype] = own if bound == "dtype" else round_down(min(own, float(bound)), dtype)
         self.straight_through: bool = config.exp.gradient_outside == "straight_through"
         self.empty_rows: str = config.softmax.empty_rows
+        self.upcast: bool = config.softmax.upcast and config.act

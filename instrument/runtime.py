@@ -30,6 +30,10 @@ class Runtime:
 
 RUNTIME = Runtime()
 
+QUIET: set[int] = set()
+"""Optimizers that are stepping now and whose update is a library's, by id: its arithmetic is judged by its outcome, operation by operation nobody
+looks."""
+
 FLOATS = frozenset(FLOAT_DTYPES)
 PLAIN_TYPES: frozenset[type] = frozenset({Tensor, nn.Parameter})
 
@@ -41,21 +45,26 @@ function_modes = torch._C._is_torch_function_mode_enabled
 without_function_modes = torch._C.DisableTorchFunction
 
 
-def _plain_key_sets() -> frozenset[int]:
+def _plain_key_sets(device: str) -> frozenset[int]:
     """The dispatch keys of ordinary dense tensors. Anything else (sparse, nested, quantised, fake, meta, a functorch or Python wrapper, a lazy
     conjugate) has others, so one integer tells them apart."""
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    kinds = []
-    for device in devices:
+    kinds = [torch.empty(0, device=device)]
+    with torch.inference_mode():
         kinds.append(torch.empty(0, device=device))
-        with torch.inference_mode():
-            kinds.append(torch.empty(0, device=device))
     return frozenset(_dispatch_keys(x).raw_repr() for x in kinds)
 
 
-_PLAIN = _plain_key_sets()
+_PLAIN_ON_CPU = _plain_key_sets("cpu")
+_PLAIN = _PLAIN_ON_CPU | (_plain_key_sets("cuda") if torch.cuda.is_available() else frozenset())
 
 
 def is_plain(x: Any) -> bool:
     """True for a dense tensor of a real floating dtype that no tracer, transform, mode or subclass is watching: the only kind a guard looks at."""
     return type(x) in PLAIN_TYPES and x.dtype in FLOATS and _dispatch_keys(x).raw_repr() in _PLAIN and not _dispatch_modes() and _tracing() is None
+
+
+def is_plain_on_cpu(x: Any) -> bool:
+    """`is_plain(x) and x.is_cpu`, for the healthy path: its values can be read without waiting for a device."""
+    if type(x) not in PLAIN_TYPES or _dispatch_keys(x).raw_repr() not in _PLAIN_ON_CPU:
+        return False
+    return x.dtype in FLOATS and not _dispatch_modes() and _tracing() is None

@@ -121,7 +121,7 @@ class _Installation:
         self.foreign = tuple(restore(self._replacements))
         # Modules imported inside the block have bound stand-ins by name.
         late = {name: module for name, module in list(sys.modules.items()) if name not in self._modules_before or name == "__main__"}
-        rebind(self._originals, (), modules=late)
+        rebind(self._originals, _LANDMARKS, modules=late, late=True)
         for reference in self._born:
             optimizer = reference()
             if optimizer is not None and not getattr(type(optimizer).step, "hooked", False) and "step" not in vars(optimizer):

@@ -9,6 +9,7 @@ from instrument.guards.division import DivisionGuard
 from instrument.guards.exp import ExpGuard
 from instrument.guards.factorization import FactorizationGuard
 from instrument.guards.fill_value import FillValueGuard
+from instrument.guards.half_precision import HalfPrecisionGuard
 from instrument.guards.inverse_function import AngleGuard, InverseFunctionGuard
 from instrument.guards.log import LogGuard
 from instrument.guards.logsumexp import LogAddExpGuard, LogSumExpGuard
@@ -23,7 +24,7 @@ from instrument.guards.product import ProductGuard
 from instrument.guards.reciprocal import ReciprocalGuard
 from instrument.guards.root import HypotGuard, RootGuard
 from instrument.guards.similarity import SimilarityGuard
-from instrument.guards.softmax import SoftmaxGuard
+from instrument.guards.softmax import AttentionPrecisionGuard, SoftmaxGuard
 from instrument.guards.spectrum import SpectrumGuard
 from instrument.guards.statistic import EmptyMeanGuard, StatisticGuard
 
@@ -57,6 +58,8 @@ OPERATION_GUARDS: tuple[AbstractGuard, ...] = (
     FillValueGuard(),
     LossGuard(),
     NativeAttentionGuard(),
+    HalfPrecisionGuard(),
+    AttentionPrecisionGuard(),
 )
 """Guards of single operations. Optimizers and backward have seams of their own: `step` and `backward`."""
 

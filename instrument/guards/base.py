@@ -16,6 +16,8 @@ from patches.findings import FINDINGS, Finding
 Function = Callable[..., Any]
 
 is_compiling = torch.compiler.is_compiling
+is_traced = torch.compiler.is_dynamo_compiling
+"""True while Dynamo reads this code. Other compilers run it, on tensors that are not plain."""
 
 
 @dataclass(frozen=True, slots=True)

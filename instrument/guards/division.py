@@ -17,9 +17,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from instrument.guards.base import Function, Spelling, is_compiling, mimic, spelled
-from instrument.guards.result import AbstractElementwiseGuard, Call, is_optimizer_arithmetic, magnitude
-from instrument.runtime import RUNTIME, function_modes, is_plain, without_function_modes
+from instrument.guards.base import Function, Spelling, mimic, spelled
+from instrument.guards.hand_over import judging
+from instrument.guards.result import AbstractElementwiseGuard, Call, magnitude
+from instrument.runtime import RUNTIME, is_plain_on_cpu
 
 _div = torch.div
 _reciprocal = torch.reciprocal
@@ -54,19 +55,14 @@ class DivisionGuard(AbstractElementwiseGuard):
             return self._in_place(original, spelling)
         op = spelling.op
 
-        @mimic(original, spelling)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            out = original(*args, **kwargs)
+        def judge(out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if len(args) > 1 and type(args[1]) in _NUMBERS and args[1]:
                 return out
-            if is_compiling() or not RUNTIME.active or not is_plain(out) or not out.is_cpu or not out.numel() or is_optimizer_arithmetic():
+            if not is_plain_on_cpu(out) or not out.numel() or self.is_clear(op, out, args, kwargs):
                 return out
-            if function_modes():
-                with without_function_modes():
-                    return out if self.is_clear(op, out, args, kwargs) else self.answer(Call(original, op, args, kwargs, out))
-            return out if self.is_clear(op, out, args, kwargs) else self.answer(Call(original, op, args, kwargs, out))
+            return self.answer(Call(original, op, args, kwargs, out))
 
-        return guarded
+        return judging(original, spelling, judge)
 
     def _in_place(self, original: Function, spelling: Spelling) -> Function:
         for_tensors = super()._in_place(original, spelling)

@@ -13,9 +13,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from instrument.guards.base import AbstractGuard, Function, Spelling, is_compiling, mimic, spelled
+from instrument.guards.base import AbstractGuard, Function, Spelling, is_compiling, is_traced, mimic, spelled
+from instrument.guards.half_precision import in_float32
+from instrument.guards.hand_over import call_on, is_foreign, is_handled
+from instrument.guards.result import total
 from instrument.policy import Policy
-from instrument.runtime import FLOATS, PLAIN_TYPES, RUNTIME, function_modes, is_plain, without_function_modes
+from instrument.runtime import FLOATS, PLAIN_TYPES, RUNTIME, function_modes, is_plain, is_plain_on_cpu, without_function_modes
 from latent_drift.numerics.limits import largest_exp2_argument, largest_exp_argument, largest_sinh_argument, round_down
 
 _PLAIN_FORM = {"exp": torch.exp, "exp2": torch.exp2, "expm1": torch.expm1, "sinh": torch.sinh, "cosh": torch.cosh}
@@ -113,16 +116,22 @@ class ExpGuard(AbstractGuard):
 def _functional(original: Function, spelling: Spelling) -> Function:
     op = spelling.op
     odd = op in _ODD
+    never_negative = op in ("exp", "exp2", "cosh")
 
     @mimic(original, spelling)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        if is_compiling():
+        if is_traced():
             return _compiled(original, op, args, kwargs)
+        if (is_handled(args) or (kwargs and is_handled((*kwargs.values(),)))) and RUNTIME.active and is_foreign(args, kwargs):
+            return call_on(guarded, original, args, kwargs)
         x: Any = args[0] if args else kwargs.get("input")
-        if type(x) in PLAIN_TYPES and not x.is_cpu and RUNTIME.active and is_plain(x):
-            return _on_device(original, op, x, args, kwargs)
+        if type(x) not in PLAIN_TYPES or not x.is_cpu:
+            if is_compiling():
+                return _compiled(original, op, args, kwargs)
+            if RUNTIME.active and is_plain(x):
+                return _on_device(original, op, x, args, kwargs)
         out = original(*args, **kwargs)
-        if RUNTIME.active and is_plain(out) and out.numel():
+        if RUNTIME.active and is_plain_on_cpu(out) and out.numel():
             if function_modes():
                 with without_function_modes():
                     return judged(out, args, kwargs)
@@ -132,6 +141,9 @@ def _functional(original: Function, spelling: Spelling) -> Function:
     def judged(out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         values = out.detach() if out.requires_grad else out
         threshold = RUNTIME.run.exp_threshold[op][out.dtype]
+        # Where nothing is negative a sum is at least the largest element, and in half types it is four times as fast.
+        if never_negative and out.dtype.itemsize == 2 and total(values) <= threshold:
+            return out
         if _amax(values).item() <= threshold and not (odd and _amin(values).item() < -threshold):
             return out
         return _mended(original, op, out, args, kwargs)
@@ -155,6 +167,10 @@ def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwa
     if kwargs.get("out") is x or not is_plain(x):
         return out
     site = run.site()
+    if not run.allows(op, site):
+        wide = in_float32(op, original, out, args, kwargs, "NS201")
+        if wide is not None:
+            return wide
     upper = argument_bound(op, out.dtype, run.policy, tightness=run.tightness if run.is_armed(site) else 0)
     lower = _lower(op, upper)
     over = _over(x, out.dtype, lower, upper)
@@ -188,6 +204,8 @@ def _inplace(original: Function, spelling: Spelling) -> Function:
 
     @mimic(original, spelling)
     def guarded(*args: Any, **kwargs: Any) -> Any:
+        if is_handled(args) and RUNTIME.active and not is_traced() and is_foreign(args, kwargs):
+            return call_on(guarded, original, args, kwargs)
         x: Any = args[0] if args else kwargs.get("input")
         if is_compiling() or not (RUNTIME.active and is_plain(x) and x.numel()) or not x.is_cpu:
             return original(*args, **kwargs)

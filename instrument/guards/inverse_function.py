@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from instrument.guards.base import Spelling, spelled
-from instrument.guards.result import AbstractElementwiseGuard, Call, magnitude, smallest
+from instrument.guards.result import AbstractElementwiseGuard, Call, magnitude, smallest, total
 from instrument.runtime import FLOATS
 
 _hypot = torch.hypot
@@ -76,7 +76,7 @@ class InverseFunctionGuard(AbstractElementwiseGuard):
             return low > 0.0 or (low == 0.0 and not out.requires_grad)
         if op == "acos" and out.requires_grad:
             # From both ends at once: the distance from pi/2 is largest there.
-            return magnitude(out) < math.inf and smallest(out) > 0.0 and float(torch.amax(out.detach()).item()) < _PI[out.dtype]
+            return math.isfinite(total(out)) and smallest(out) > 0.0 and float(torch.amax(out.detach()).item()) < _PI[out.dtype]
         if op == "asin" and out.requires_grad:
             lowest, highest = torch.aminmax(out.detach())
             return bool(-_HALF_PI[out.dtype] < lowest.item() and highest.item() < _HALF_PI[out.dtype])

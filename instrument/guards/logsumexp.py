@@ -16,7 +16,7 @@ from torch import Tensor
 
 from instrument.guards.base import Spelling, spelled
 from instrument.guards.reduction import AbstractReductionGuard
-from instrument.guards.result import AbstractElementwiseGuard, Call, magnitude
+from instrument.guards.result import AbstractElementwiseGuard, Call, total
 
 
 class LogSumExpGuard(AbstractReductionGuard):
@@ -32,7 +32,7 @@ class LogSumExpGuard(AbstractReductionGuard):
         return found
 
     def is_clear(self, op: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return not out.requires_grad or magnitude(out) < math.inf
+        return not out.requires_grad or math.isfinite(total(out))
 
     def message(self, call: Call) -> str:
         return f"{call.op} of entries that are all -inf"
@@ -56,7 +56,7 @@ class LogAddExpGuard(AbstractElementwiseGuard):
         return [s for op in ("logaddexp", "logaddexp2") for s in spelled(op, (torch, op), (torch.Tensor, op))]
 
     def is_clear(self, op: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return not out.requires_grad or magnitude(out) < math.inf
+        return not out.requires_grad or math.isfinite(total(out))
 
     def message(self, call: Call) -> str:
         return f"{call.op} of two entries that are infinite"

@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from instrument.guards.base import AbstractGuard, Function, Spelling, is_compiling, mimic, spelled
+from instrument.guards.base import AbstractGuard, Function, Spelling, spelled
+from instrument.guards.half_precision import in_float32
+from instrument.guards.hand_over import judging
 from instrument.guards.raising import argument
-from instrument.runtime import RUNTIME, function_modes, is_plain, without_function_modes
+from instrument.guards.result import total
+from instrument.runtime import RUNTIME, is_plain, is_plain_on_cpu
 from latent_drift.numerics.finite import is_finite
 
 # name -> (harmless input, how the arguments after it are called where they are tensors of the input's shape)
@@ -27,7 +30,6 @@ _CLASS_LOSSES = ("cross_entropy", "nll_loss")
 _LIKELIHOODS = {"binary_cross_entropy": 0.5, "binary_cross_entropy_with_logits": 0.0, "kl_div": 0.0, "poisson_nll_loss": 0.0}
 _DISTANCES = {"mse_loss": 0.0, "smooth_l1_loss": 0.0, "huber_loss": 0.0, "l1_loss": 0.0}
 _OPS = (*_CLASS_LOSSES, *_LIKELIHOODS, *_DISTANCES, "ctc_loss")
-_amax = torch.amax
 
 
 class LossGuard(AbstractGuard):
@@ -41,23 +43,12 @@ class LossGuard(AbstractGuard):
     def stand_in(self, original: Function, spelling: Spelling) -> Function:
         op = spelling.op
 
-        @mimic(original, spelling)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            out = original(*args, **kwargs)
-            if is_compiling() or not RUNTIME.active or not is_plain(out) or not out.is_cpu or not out.numel():
-                return out
-            if function_modes():
-                with without_function_modes():
-                    return judged(out, args, kwargs)
-            return judged(out, args, kwargs)
-
-        def judged(out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            values = out.detach()
-            if math.isfinite((values if values.dim() == 0 else values.abs().amax()).item()):
+        def judge(out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if not is_plain_on_cpu(out) or not out.numel() or math.isfinite(total(out) if out.dim() else out.item()):
                 return out
             return _mended(original, op, out, args, kwargs)
 
-        return guarded
+        return judging(original, spelling, judge)
 
 
 def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -68,6 +59,9 @@ def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwa
     site = run.site()
     if run.allows(op, site):
         return out
+    wide = in_float32(op, original, out, args, kwargs, "NS604")
+    if wide is not None:
+        return wide
     finite = all(is_finite(a) for a in inputs)
     if finite:
         run.born("NS604", op, message=f"{op} of finite arguments is not finite", x=x, site=site)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from instrument.guards.base import Spelling, spelled
 from instrument.guards.matrix_result import AbstractMatrixGuard
-from instrument.guards.result import Call, magnitude
+from instrument.guards.result import Call, total
 
 
 class MatrixPowerGuard(AbstractMatrixGuard):
@@ -32,7 +32,7 @@ class MatrixPowerGuard(AbstractMatrixGuard):
         return found
 
     def is_clear(self, op: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return magnitude(out) < math.inf
+        return math.isfinite(total(out))
 
     def message(self, call: Call) -> str:
         return f"{call.op} overflows"

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from instrument.guards.base import AbstractGuard, Function, Spelling, is_compiling, mimic, spelled
-from instrument.runtime import RUNTIME, is_plain, without_function_modes
+from instrument.guards.base import AbstractGuard, Function, Spelling, is_traced, mimic, spelled
+from instrument.runtime import RUNTIME, is_plain_on_cpu, without_function_modes
 from latent_drift.numerics.finite import is_finite
 
 _amax = torch.amax
@@ -32,7 +32,7 @@ class NativeAttentionGuard(AbstractGuard):
         def guarded(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
             out: Any = result[0] if isinstance(result, tuple) else None
-            if is_compiling() or not RUNTIME.active or not is_plain(out) or not out.is_cpu or not out.numel():
+            if is_traced() or not RUNTIME.active or not is_plain_on_cpu(out) or not out.numel():
                 return result
             with without_function_modes():
                 told = _amax(out).item()

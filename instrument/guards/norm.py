@@ -16,12 +16,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from instrument.guards.base import Function, Spelling, is_compiling, mimic, spelled
+from instrument.guards.base import Function, Spelling, spelled
+from instrument.guards.hand_over import judging
 from instrument.guards.reduction import AbstractReductionGuard
-from instrument.guards.result import Call
-from instrument.runtime import FLOATS, RUNTIME, function_modes, is_plain, without_function_modes
+from instrument.guards.result import Call, total
+from instrument.runtime import FLOATS, is_plain_on_cpu
 
-_aminmax = torch.aminmax
+_amin = torch.amin
 
 _SMALL = {dtype: torch.finfo(dtype).smallest_normal ** 0.5 for dtype in FLOATS}  # below, the square of a norm underflows
 
@@ -40,17 +41,12 @@ class NormGuard(AbstractReductionGuard):
     def stand_in(self, original: Function, spelling: Spelling) -> Function:
         op = spelling.op
 
-        @mimic(original, spelling)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            out = original(*args, **kwargs)
-            if is_compiling() or not RUNTIME.active or not is_plain(out) or not out.requires_grad or not out.is_cpu or not out.numel():
+        def judge(out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if not is_plain_on_cpu(out) or not out.requires_grad or not out.numel() or self.is_clear(op, out, args, kwargs):
                 return out
-            if function_modes():
-                with without_function_modes():
-                    return out if self.is_clear(op, out, args, kwargs) else self.answer(self._call(original, op, args, kwargs, out))
-            return out if self.is_clear(op, out, args, kwargs) else self.answer(self._call(original, op, args, kwargs, out))
+            return self.answer(self._call(original, op, args, kwargs, out))
 
-        return guarded
+        return judging(original, spelling, judge)
 
     def _call(self, original: Function, op: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Call:
         # The Python names of the one argument differ: x, A.
@@ -60,8 +56,8 @@ class NormGuard(AbstractReductionGuard):
         return Call(original, op, args, kwargs, out)
 
     def is_clear(self, op: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        low, high = _aminmax(out.detach())
-        return bool(low.item() > _SMALL[out.dtype] and high.item() < math.inf)
+        low: float = _amin(out.detach()).item()
+        return low > _SMALL[out.dtype] and math.isfinite(total(out))
 
     def dims(self, call: Call, x: Tensor) -> tuple[int, ...] | None:
         named = super().dims(call, x)

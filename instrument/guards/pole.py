@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from instrument.guards.base import Spelling, spelled
-from instrument.guards.result import AbstractElementwiseGuard, Call, magnitude, smallest
+from instrument.guards.result import AbstractElementwiseGuard, Call, magnitude, smallest, total
 from instrument.runtime import FLOATS, RUNTIME
 
 _logit = torch.logit
@@ -53,9 +53,9 @@ class PoleGuard(AbstractElementwiseGuard):
     def is_clear(self, op: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if op == "entr":
             if not out.requires_grad:
-                return magnitude(out) < math.inf
+                return math.isfinite(total(out))
             x = args[0] if args else kwargs["input"]
-            return smallest(x) > 0.0 and magnitude(out) < math.inf
+            return smallest(x) > 0.0 and math.isfinite(total(out))
         return magnitude(out) < (_LIMIT[op][out.dtype] if out.requires_grad else math.inf)
 
     def message(self, call: Call) -> str:
@@ -92,7 +92,7 @@ class XLogYGuard(AbstractElementwiseGuard):
         return found
 
     def is_clear(self, op: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        if not magnitude(out) < math.inf:
+        if not math.isfinite(total(out)):
             return False
         y = args[1] if len(args) > 1 else kwargs.get("other")
         if not out.requires_grad or not isinstance(y, Tensor):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from instrument.guards.base import Function, Spelling, spelled
 from instrument.guards.gradient_filter import again, can_filter, filtered, with_own_numbers
-from instrument.guards.result import AbstractElementwiseGuard, Call, magnitude, smallest
+from instrument.guards.result import AbstractElementwiseGuard, Call, magnitude, smallest, total
 from instrument.runtime import FLOATS, RUNTIME
 
 _pow = torch.pow
@@ -68,15 +68,16 @@ class PowerGuard(AbstractElementwiseGuard):
         kind = type(exponent)
         if kind in _NUMBERS:
             if exponent >= 1.0:
-                largest = magnitude(out)
-                return largest < math.inf and (RUNTIME.run.tightness < 2 or largest < RUNTIME.run.limit(out.dtype))
+                if RUNTIME.run.tightness < 2:
+                    return math.isfinite(total(out))
+                return magnitude(out) < RUNTIME.run.limit(out.dtype)
             if exponent > 0.0:
                 low = smallest(out)
                 return low > 0.0 or (low == 0.0 and not out.requires_grad)
             # The derivative grows as the result to the power 1 + 1/|p|: below this magnitude it cannot overflow.
             return bool(exponent == 0.0 or magnitude(out) < torch.finfo(out.dtype).max ** (exponent / (exponent - 1.0)) / max(1.0, -exponent))
         if not out.requires_grad:
-            return magnitude(out) < math.inf
+            return math.isfinite(total(out))
         base: Any = args[0] if args else kwargs.get("input")
         if type(base) in _NUMBERS:
             return bool(base > 0.0 and magnitude(out) < _THOUSANDTH[out.dtype])
@@ -171,7 +172,7 @@ class _SquareGuard(PowerGuard):
         return super(PowerGuard, self).stand_in(original, spelling)
 
     def is_clear(self, op: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return magnitude(out) < math.inf
+        return math.isfinite(total(out))
 
     def value(self, call: Call, position: int) -> Any:
         return call.argument(0, "input") if position == 0 else 2.0

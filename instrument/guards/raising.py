@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from instrument.guards.base import AbstractGuard, Function, Spelling, is_compiling, mimic
+from instrument.guards.hand_over import call_on, is_foreign, is_handled
 from instrument.runtime import RUNTIME, is_plain, without_function_modes
 
 Attempt = tuple[tuple[Any, ...], dict[str, Any], str]
@@ -41,6 +42,8 @@ class AbstractRaisingGuard(AbstractGuard):
         def guarded(*args: Any, **kwargs: Any) -> Any:
             if is_compiling() or not RUNTIME.active:
                 return original(*args, **kwargs)
+            if is_handled(args) and is_foreign(args, kwargs):
+                return call_on(guarded, original, args, kwargs)
             try:
                 return original(*args, **kwargs)
             except self.errors as error:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from instrument.guards.base import Spelling, spelled
 from instrument.guards.gradient_filter import again, filtered, with_own_numbers
-from instrument.guards.result import AbstractResultGuard, Call, magnitude
+from instrument.guards.result import AbstractResultGuard, Call, total
 from instrument.guards.rows import elements_of_rows
 from instrument.runtime import RUNTIME, is_plain
 
@@ -35,7 +35,7 @@ class SimilarityGuard(AbstractResultGuard):
         return spelled("cosine_similarity", (torch, "cosine_similarity"), (F, "cosine_similarity"))
 
     def is_clear(self, op: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return magnitude(out) < math.inf
+        return math.isfinite(total(out))
 
     def message(self, call: Call) -> str:
         return "cosine_similarity of a vector that is 0, with an epsilon that is 0 in this dtype"

@@ -1,7 +1,8 @@
 """softmax and log_softmax of a row that has no finite entry (NS401).
 
 Hazard: a row masked throughout with -inf is -inf - (-inf) = NaN, and so is every gradient behind it.
-Forward: such a row gives zeros (or the uniform distribution, by `softmax.empty_rows`); every other row is untouched.
+Forward: such a row gives zeros (or the uniform distribution, by `softmax.empty_rows`); every other row is untouched. With `softmax.upcast` rows
+in half precision are computed in float32 and rounded once; attention's scores, which leave float16's range first, with them.
 Backward: zero for such rows.
 """
 
@@ -12,11 +13,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from instrument.guards.base import AbstractGuard, Function, Spelling, is_compiling, mimic, spelled
-from instrument.runtime import RUNTIME, function_modes, is_plain, without_function_modes
+from instrument.guards.base import AbstractGuard, Function, Spelling, is_traced, mimic, spelled
+from instrument.guards.hand_over import call_on, is_foreign, is_handled, judging
+from instrument.guards.result import total
+from instrument.runtime import RUNTIME, is_plain, is_plain_on_cpu
 
-_SMALL = 16_384
-_amax = torch.amax
+_SMALL = 32_768  # elements: adding up so many takes no longer than slicing
 
 
 class SoftmaxGuard(AbstractGuard):
@@ -30,26 +32,56 @@ class SoftmaxGuard(AbstractGuard):
     def stand_in(self, original: Function, spelling: Spelling) -> Function:
         op = spelling.op
 
-        @mimic(original, spelling)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            out = original(*args, **kwargs)
-            if is_compiling() or not RUNTIME.active or not is_plain(out) or not out.numel():
-                return out
-            if not out.is_cpu:
-                return _on_device(original, op, out, args, kwargs)
-            if function_modes():
-                with without_function_modes():
-                    return judged(out, args, kwargs)
-            return judged(out, args, kwargs)
-
-        def judged(out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def judge(out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if RUNTIME.run.policy.upcast:
+                out = _upcast(original, args, kwargs, out)
+            if not is_plain_on_cpu(out):
+                return _on_device(original, op, out, args, kwargs) if is_plain(out) and out.numel() else out
             # A bad row is NaN in every entry, so one entry of each row tells; a small tensor is read whole, which is quicker than slicing it.
-            values = out.detach() if out.requires_grad else out
             dim = _dim(args, kwargs)
-            told = (_amax(values) if dim is None or values.numel() <= _SMALL else values.select(dim, 0).sum(dtype=torch.float32)).item()
+            size = out.numel()
+            if not size:
+                return out
+            told = total(out if dim is None or size <= _SMALL else out.detach().select(dim, 0))
             return out if told == told else _mended(original, op, out, args, kwargs)
 
+        return judging(original, spelling, judge)
+
+
+class AttentionPrecisionGuard(AbstractGuard):
+    """scaled_dot_product_attention with `softmax.upcast`; without, it falls through in one branch. torch itself gives a query that may attend to
+    nothing zeros."""
+
+    code: ClassVar[str] = "NS401"
+
+    def spellings(self) -> list[Spelling]:
+        return spelled("scaled_dot_product_attention", (torch.nn.functional, "scaled_dot_product_attention"))
+
+    def stand_in(self, original: Function, spelling: Spelling) -> Function:
+        @mimic(original, spelling)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if is_traced() or not RUNTIME.active:
+                return original(*args, **kwargs)
+            if is_handled(args) and is_foreign(args, kwargs):
+                return call_on(guarded, original, args, kwargs)
+            return _upcast(original, args, kwargs) if RUNTIME.run.policy.upcast else original(*args, **kwargs)
+
         return guarded
+
+
+def _upcast(original: Function, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any = None) -> Any:
+    """The call on half-precision arguments made float32, its result rounded to their dtype. Where there are none, or another dtype is asked for: the
+    call as it was written, or its result `out`."""
+    halves = [v for v in (*args, *kwargs.values()) if is_plain(v) and v.dtype.itemsize == 2]
+    if not halves or kwargs.get("out") is not None or kwargs.get("dtype") is not None or any(isinstance(v, torch.dtype) for v in args):
+        return original(*args, **kwargs) if out is None else out
+    dtype = halves[0].dtype
+    wide = original(*(_widened(v) for v in args), **{name: _widened(v) for name, v in kwargs.items()})
+    return wide.to(dtype)
+
+
+def _widened(value: Any) -> Any:
+    return value.to(torch.float32) if is_plain(value) and value.dtype.itemsize == 2 else value
 
 
 def _dim(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from instrument.guards.base import Function, Spelling, is_compiling, mimic, spelled
+from instrument.guards.base import Function, Spelling, spelled
+from instrument.guards.hand_over import judging
 from instrument.guards.reduction import AbstractReductionGuard
-from instrument.guards.result import Call, magnitude, smallest
-from instrument.runtime import FLOATS, RUNTIME, is_plain
+from instrument.guards.result import Call, smallest, total
+from instrument.runtime import FLOATS, PLAIN_TYPES, is_plain_on_cpu
 
 # torch divides the gradient of std by twice the result, except where that is exactly 0.
 _SMALLEST_STD = {dtype: 1.0 / torch.finfo(dtype).max for dtype in FLOATS}
@@ -42,7 +43,7 @@ class StatisticGuard(AbstractReductionGuard):
         first = out[0] if type(out) is tuple else out
         if first.requires_grad and op.startswith("std"):
             return smallest(first) > _SMALLEST_STD[first.dtype]
-        return magnitude(first) < math.inf
+        return math.isfinite(total(first))
 
     def message(self, call: Call) -> str:
         return f"{call.op} of one sample or of samples that are too close"
@@ -68,17 +69,13 @@ class EmptyMeanGuard(AbstractReductionGuard):
     def stand_in(self, original: Function, spelling: Spelling) -> Function:
         op = spelling.op
 
-        @mimic(original, spelling)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            out = original(*args, **kwargs)
-            if is_compiling() or not RUNTIME.active:
-                return out
+        def judge(out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             x: Any = args[0] if args else kwargs.get("input")
-            if not is_plain(x) or x.numel() or not is_plain(out) or not out.is_cpu or not out.numel():
+            if type(x) not in PLAIN_TYPES or x.numel() or not is_plain_on_cpu(x) or not is_plain_on_cpu(out) or not out.numel():
                 return out
             return self.answer(Call(original, op, args, kwargs, out))
 
-        return guarded
+        return judging(original, spelling, judge)
 
     def is_clear(self, op: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         return False

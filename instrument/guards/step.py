@@ -24,7 +24,7 @@ from instrument.guards.parameter_names import parameter_names
 from instrument.guards.step_snapshot import StepSnapshot
 from instrument.guards.update_risk import HUGE_UPDATE, is_risky, largest_rate
 from instrument.recovery.rates import Lent
-from instrument.runtime import RUNTIME, without_function_modes
+from instrument.runtime import QUIET, RUNTIME, without_function_modes
 from latent_drift.errors import GiveUpError, NumericalError
 from latent_drift.numerics.finite import nonfinite_positions
 from latent_drift.numerics.gradients import (
@@ -41,9 +41,6 @@ ALREADY_CLIPPED = 1e-4
 
 # Optimizers that are stepping now, by id: one that calls super().step() is judged once.
 _STEPPING: set[int] = set()
-
-QUIET: set[int] = set()
-"""Those among them whose update is a library's: its arithmetic is judged by its outcome, operation by operation nobody looks."""
 
 
 def stand_in(raw_step: Function, owner: type) -> Function:

@@ -23,11 +23,11 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from instrument.callsite import module_path
 from instrument.guards.base import is_compiling
 from instrument.guards.parameter_names import parameter_names
-from instrument.guards.step import _STEPPING, QUIET
+from instrument.guards.step import _STEPPING
 from instrument.interception import Replacement, replace_attribute
 from instrument.locate.graph import Place, is_bad
 from instrument.locate.origin import kinds, spread, variable_name
-from instrument.runtime import is_plain
+from instrument.runtime import QUIET, is_plain
 from latent_drift.numerics.finite import largest_magnitude
 
 if TYPE_CHECKING:

@@ -57,6 +57,20 @@ def _norm_in_float64(gradients: Sequence[Tensor], norm_type: float) -> float:
     return float(peak * sum(p**norm_type for p in parts) ** (1.0 / norm_type))
 
 
+_COPIED_AT_MOST = 2**18  # elements: a copy of one MiB in float32 stays in the cache
+_PIECE = 2**15  # elements of one norm: torch adds squares in their own dtype, and over this many of them the error stays near 1e-5
+
+
+def _few_pieces(tensors: list[Tensor]) -> list[Tensor]:
+    """The same elements in fewer tensors, where there are many small ones on the CPU: there each tensor's own norm costs more than a copy of it."""
+    if len(tensors) < 8 or not tensors[0].is_cpu or set(map(type, tensors)) != {Tensor}:
+        return tensors
+    if sum(map(Tensor.numel, tensors)) > _COPIED_AT_MOST:
+        return tensors
+    together: Tensor = torch._C._nn.flatten_dense_tensors(tensors)  # type: ignore[attr-defined]
+    return list(together.split(_PIECE))
+
+
 def global_norm(gradients: Sequence[Tensor], norm_type: float = 2.0) -> float:
     """The norm of all gradients taken as one vector, as a Python float.
 
@@ -76,7 +90,7 @@ def global_norm(gradients: Sequence[Tensor], norm_type: float = 2.0) -> float:
     first = gradients[0]
     if first.layout is torch.strided and not first.is_complex():
         try:
-            tensors = gradients if isinstance(gradients, list) else list(gradients)
+            tensors = _few_pieces(gradients if isinstance(gradients, list) else list(gradients))
             norms = torch._foreach_norm(tensors, norm_type, dtype=torch.float32) if first.dtype in _HALF else torch._foreach_norm(tensors, norm_type)
             if first.is_cpu and norm_type == 2.0:
                 total = math.hypot(*[norm.item() for norm in norms])  # joined without a kernel, in float64

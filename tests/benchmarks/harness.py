@@ -73,12 +73,14 @@ def paired(
     pairs: int = 21,
     repeats: int = 10,
     around_a: Callable[[], object] | None = None,
+    warm: int = 1,
     note: str = "",
 ) -> Row:
     """The median of time(A) / time(B) over interleaved pairs; more pairs where the quartiles straddle the bar by more than 0.05.
 
     Args:
         around_a: makes the context manager under which A runs (entered for each pair, outside of the timing).
+        warm: untimed calls of each before its timed ones.
     """
     from contextlib import nullcontext
 
@@ -86,9 +88,11 @@ def paired(
 
     def one_pair() -> float:
         with around_a() if around_a is not None else nullcontext():  # type: ignore[attr-defined]
-            a()
+            for _ in range(warm):
+                a()
             time_a = seconds(a, repeats)
-        b()
+        for _ in range(warm):
+            b()
         return time_a / seconds(b, repeats)
 
     one_pair()

@@ -14,8 +14,13 @@ from torch.overrides import TorchFunctionMode
 import instrument
 from latent_drift.numerics.gradients import clip_by_global_norm_
 from tests.benchmarks.harness import Row, paired, quartiles
+from tests.benchmarks.instrument_ddp import ddp_rows
 
 AREA = "instrument"
+
+# A block looks at more in its first steps (which optimizers own which leaves, whether a loaded state is finite); what a step costs is what the
+# thousands after those cost.
+FIRST_STEPS = 5
 
 
 class SmallClassifier(nn.Module):
@@ -117,9 +122,9 @@ def _step_rows() -> list[Row]:
         plain_ms = (time.perf_counter() - start) * 200.0
         note = f"plain step {plain_ms:.1f} ms, {len(list(model.parameters()))} tensors"
         around: Callable[[], AbstractContextManager[object]] = lambda: instrument.stable(profile="guard")  # noqa: E731
-        rows.append(paired(AREA, f"{name}: guard", step, step, bar=bar, repeats=repeats, around_a=around, note=note))
+        rows.append(paired(AREA, f"{name}: guard", step, step, bar=bar, repeats=repeats, around_a=around, warm=FIRST_STEPS, note=note))
         train: Callable[[], AbstractContextManager[object]] = lambda: instrument.stable(profile="train")  # noqa: E731
-        rows.append(paired(AREA, f"{name}: train", step, step, bar=bar, repeats=repeats, around_a=train, note="clipping included"))
+        rows.append(paired(AREA, f"{name}: train", step, step, bar=bar, repeats=repeats, around_a=train, warm=FIRST_STEPS, note="clipping included"))
         if name == "small classifier":
             rows.append(paired(AREA, f"{name}: set_detect_anomaly", step, step, pairs=9, repeats=repeats, around_a=_anomaly, note="yardstick"))
             rows.append(
@@ -222,6 +227,42 @@ def _operation_rows() -> list[Row]:
     return rows
 
 
+def peak_bytes(model: nn.Module, step: Callable[[], None]) -> int:
+    """The most that a step's own allocations add to what was held before it, as torch's allocator reports them."""
+    model.zero_grad()  # the profiler does not know the size of what was allocated before it
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    held = most = 0
+    for event in profiled.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
+
+
+def _memory_rows() -> list[Row]:
+    """Allocations are counted, not sampled, so one pair would do; a few show that the count does not vary."""
+    torch.manual_seed(0)
+    rows = []
+    for name, model, inputs, targets in (
+        ("small GPT", SmallGpt(), torch.randint(200, (16, 96)), torch.randint(200, (16, 96))),
+        ("convolutional net", ConvNet(), torch.randn(8, 3, 32, 32), torch.randint(10, (8,))),
+    ):
+        step = training_step(model, inputs, targets)
+        ratios = []
+        for _ in range(5):
+            for _ in range(FIRST_STEPS):
+                step()
+            plain = peak_bytes(model, step)
+            with instrument.stable(profile="guard"):
+                for _ in range(FIRST_STEPS):
+                    step()
+                ratios.append(peak_bytes(model, step) / plain)
+        low, middle, high = quartiles(ratios)
+        rows.append(Row(AREA, f"{name}: peak memory of a step", middle, low, high, 5, bar=1.01, note=f"{plain / 2**20:.1f} MiB above what is held"))
+    return rows
+
+
 def rows() -> list[Row]:
-    """Every row of the instrument section that one process can measure."""
-    return [*_step_rows(), *_step_guard_rows(), *_enter_rows(), *_watching_rows(), *_operation_rows()]
+    """Every row of the instrument section."""
+    return [*_step_rows(), *_step_guard_rows(), *_enter_rows(), *_memory_rows(), *_watching_rows(), *_operation_rows(), *ddp_rows()]

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from instrument.guards import OPERATION_GUARDS, Spelling
 from instrument.guards.exp import ExpGuard
-from instrument.guards.log import LogGuard
 from instrument.guards.result import AbstractResultGuard
 from instrument.guards.softmax import SoftmaxGuard
 
@@ -45,6 +44,11 @@ def _same(*values: Any) -> Make:
 
 def _big(dtype: torch.dtype) -> float:
     return 2.0 * torch.finfo(dtype).max ** 0.5
+
+
+def _tiny(dtype: torch.dtype) -> float:
+    """A positive number whose reciprocal overflows."""
+    return 0.25 / torch.finfo(dtype).max
 
 
 _EYE, _DISTINCT, _ONES, _HUGE = [[1.0, 0.0], [0.0, 1.0]], [[2.0, 1.0], [1.0, 3.0]], [[1.0, 1.0], [1.0, 1.0]], [[200.0, 0.0], [0.0, 200.0]]
@@ -85,6 +89,10 @@ EDGES: dict[str, Edge] = {
     "atan2": Edge(
         lambda d: ([0.25 * _big(d) ** -1.0, 1.0, 0.0], [0.25 * _big(d) ** -1.0, 2.0, 1.0]), _same([1.0, 0.0], [2.0, 1.0]), "NS605", dtypes=WIDE
     ),
+    "log": Edge(lambda d: ([0.0, _tiny(d), -1.0, 0.5],), _same([0.5, 3.0]), "NS205"),
+    "log2": Edge(lambda d: ([0.0, _tiny(d), 0.5],), _same([0.5, 3.0]), "NS205"),
+    "log10": Edge(lambda d: ([0.0, _tiny(d), 0.5],), _same([0.5, 3.0]), "NS205"),
+    "log1p": Edge(_same([-1.0, -2.0, 0.5]), _same([-0.5, 3.0]), "NS205"),
     "logit": Edge(_same([0.0, 1.0, 0.5]), _same([0.5, 0.9]), "NS205"),
     "lgamma": Edge(_same([0.0, 0.5]), _same([0.5, 3.0]), "NS205"),
     "digamma": Edge(_same([0.0, 0.5]), _same([0.5, 3.0]), "NS205"),
@@ -113,7 +121,7 @@ WITHOUT_EDGE = {
 }
 """Guarded operations whose first gradient is never at fault, with the reason."""
 
-GUARDS = [g for g in OPERATION_GUARDS if isinstance(g, AbstractResultGuard) and not isinstance(g, ExpGuard | SoftmaxGuard | LogGuard)]
+GUARDS = [g for g in OPERATION_GUARDS if isinstance(g, AbstractResultGuard) and not isinstance(g, ExpGuard | SoftmaxGuard)]
 SPELLINGS: list[Spelling] = [s for g in GUARDS for s in g.spellings()]
 
 
