@@ -28,7 +28,7 @@ CALLS = {
     "binary_cross_entropy": lambda f: f(torch.tensor([1.0000001]), torch.tensor([1.0])),
     "bernoulli": lambda f: f(torch.tensor([1.0000001])),
     "multinomial": lambda f: f(torch.zeros(3), 1),
-    "distribution": lambda f: Normal(torch.zeros(1), torch.zeros(1)).scale,
+    "distribution": lambda f: Normal(torch.zeros(1), torch.zeros(1), validate_args=True).scale,
     "masked_fill": lambda f: f(torch.zeros(2, dtype=HALF), torch.tensor([True, False]), -1e9),
     "fill": lambda f: f(torch.zeros(2, dtype=HALF), -1e9),
     "full_like": lambda f: f(torch.zeros(2, dtype=HALF), -1e9),
