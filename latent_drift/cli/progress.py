@@ -27,6 +27,21 @@ MOST_SKIPS_SHOWN: Final = 5
 """Notes of skipped steps; after that only their number grows."""
 
 
+class _Standing(Console):
+    """A console whose reader may go away, or whose disk may be full, without ending a run that is shown on it."""
+
+    def on_broken_pipe(self) -> None:
+        """Show nothing more."""
+        self.quiet = True
+
+    def say(self, text: str) -> None:
+        """A line, if it can be written."""
+        try:
+            self.print(Text(text))
+        except OSError:
+            self.quiet = True
+
+
 class RunProgress:
     """Shows the records of a run.
 
@@ -38,7 +53,7 @@ class RunProgress:
     """
 
     def __init__(self, total: int, first: int, headline: str, quiet: bool = False) -> None:
-        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._console = _Standing(file=sys.stderr, highlight=False, soft_wrap=True)
         self._total, self._headline, self._quiet = total, headline, quiet
         self._loss = self._shown = math.nan
         self._skipped = 0
@@ -76,15 +91,15 @@ class RunProgress:
         elif not self._quiet and (done == self._total or time.monotonic() >= self._next_line):
             self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
             rate = (done - self._start_step) / max(time.monotonic() - self._start, 1e-9)
-            self._console.print(Text(f"step {done}/{self._total}  {self._figures(record)}  {rate:.1f} steps/s"))
+            self._console.say(f"step {done}/{self._total}  {self._figures(record)}  {rate:.1f} steps/s")
 
     def note(self, text: str) -> None:
         """Say something above the bar."""
         if "skipped" in text and self._skipped >= MOST_SKIPS_SHOWN:
             if self._skipped == MOST_SKIPS_SHOWN:
-                self._console.print(Text("further skipped steps are only counted here; metrics.jsonl has them"))
+                self._console.say("further skipped steps are only counted here; metrics.jsonl has them")
             return
-        self._console.print(Text(text))
+        self._console.say(text)
 
     def _figures(self, record: dict[str, Any]) -> str:
         """The figures of a step, as many as there is room for beside the bar."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
@@ -206,8 +205,12 @@ class _Job:
         observers: list[Callable[[dict[str, Any]], None]] = [progress.step]
 
         def on_step(record: dict[str, Any]) -> None:
-            for observer in observers:
-                observer(record)
+            for observer in tuple(observers):
+                try:
+                    observer(record)
+                except OSError as error:
+                    observers.remove(observer)
+                    progress.note(f"{type(observer).__name__}: cannot be written ({error.strerror or error}); it ends here, training goes on")
 
         run = TrainingRun(settings, config, device, ranks, checkpoint=checkpoint, on_step=on_step, on_note=progress.note)
         folder = RunFolder(ranks.from_first(lambda: existing_folder(self.out).path if self.resume else new_folder(self.out, self.kind).path))
@@ -230,7 +233,7 @@ class _Job:
         except NumericalError as error:
             raise type(error)(f"{error}. The last checkpoint and the metrics stay in {folder.path}.") from error
         finally:
-            if board is not None:
+            if board is not None and board in observers:
                 board.close()
 
     def _new(self) -> tuple[RunSettings, StabilityConfig, Checkpoint | None]:
@@ -293,5 +296,8 @@ class _Job:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + os.linesep)
-    sys.stderr.flush()
+    try:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+    except OSError:  # the reader has gone, or the disk is full: no reason to lose a run
+        pass

@@ -61,8 +61,11 @@ def write_checkpoint(
     optimizer_step: Mapping[str, Any],
     schedule: Mapping[str, Any],
     random: Mapping[str, Any],
+    data: str | None,
 ) -> Path:
     """Write a checkpoint, whole or not at all; the one before it stays beside it as `<path>.previous`.
+
+    `data` is the fingerprint of the run's data, None where its settings say all about them.
 
     Raises:
         NumericalError: a weight is not finite; nothing is written.
@@ -80,6 +83,7 @@ def write_checkpoint(
         optimizer_step=dict(optimizer_step),
         schedule=dict(schedule),
         random=dict(random),
+        data=data,
         versions={"latent_drift": __version__, "torch": str(torch.__version__)},
     )
 

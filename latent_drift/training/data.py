@@ -8,6 +8,7 @@ FILE                                       raccoon: `CLASS<tab>message` lines, o
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,21 @@ class _Sequences:
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
         return (torch.stack(self._dataset.__getitems__(indices)),)
+
+
+def settled(specification: str) -> str:
+    """A specification that means the same in every working directory."""
+    return specification if specification.partition(":")[0] == SYNTHETIC else str(Path(specification).absolute())
+
+
+def fingerprint(data: Data) -> str | None:
+    """The sha256 of a file's items, by which a resumed run knows them; None for synthetic data, which their arguments decide."""
+    if not isinstance(data, TensorData):
+        return None
+    digest = hashlib.sha256()
+    for tensor in data.tensors:
+        digest.update(repr(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def open_data(kind: str, specification: str, seed: int, samples: int | None = None) -> Data:

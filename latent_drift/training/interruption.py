@@ -38,15 +38,17 @@ class Interruption:
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Ctrl-C (SIGINT) and SIGTERM only ask to stop inside this block; the handlers from before are back afterwards.
+    """Ctrl-C (SIGINT), SIGTERM and a terminal that closes (SIGHUP) only ask to stop inside this block; the handlers from before are back afterwards.
 
-    Outside the main thread, where Python allows no handlers, nothing is changed.
+    What was ignored stays ignored, as nohup and background jobs want it. Outside the main thread, where Python allows no handlers,
+    nothing is changed.
     """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
-    before = {number: signal.signal(number, interruption.request) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, interruption.request) for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
     try:
         yield interruption
     finally:

@@ -11,6 +11,11 @@ from typing import Any
 
 from latent_drift.errors import UsageError
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
 
 class MetricsFile:
     """Appends records to a file of JSON lines; what cannot be written now (a full disk) is kept and written with a later one.
@@ -20,7 +25,7 @@ class MetricsFile:
         steps: the records of steps before this one stay, all others are cut off: a resumed run writes them again.
 
     Raises:
-        UsageError: the file lacks a record of a step before `steps`, and is left alone; or it cannot be opened.
+        UsageError: the file lacks a record of a step before `steps`, and is left alone; or it cannot be opened, or another process has it.
     """
 
     def __init__(self, path: Path, steps: int = 0) -> None:
@@ -30,12 +35,24 @@ class MetricsFile:
         except OSError as error:
             raise UsageError(f"{path}: cannot be opened for writing: {error.strerror}. Give an --out folder that can be written.") from error
         try:
+            self._claim()
             self._end = self._end_of(steps)
             self._file.truncate(self._end)
         except BaseException:
             self._file.close()
             raise
         self._pending: list[bytes] = []
+
+    def _claim(self) -> None:
+        """Keep other processes from writing the same run."""
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{self.path}: another process is writing this run; wait for it, or end it (Ctrl-C leaves a checkpoint)") from None
+        except OSError:  # a file system without locks
+            pass
 
     def _end_of(self, steps: int) -> int:
         """The byte behind the record of the step before `steps`."""

@@ -107,13 +107,13 @@ def gradient_figure(records: Sequence[dict[str, Any]]) -> Any:
 
 
 def _curve(axis: Any, records: Sequence[dict[str, Any]], name: str, label: str | None = None) -> None:
-    """Every value faintly, and the running mean over a fiftieth of the steps."""
+    """Every value faintly, and the mean over the fiftieth of the steps around each."""
     points = [(record["step"], record[name]) for record in records if record[name] is not None]
     axis.plot([x for x, _ in points], [y for _, y in points], color=COLOURS[2], linewidth=0.6, alpha=0.35)
     window = max(1, len(points) // _WINDOW_SHARE)
     if window > 1:
         means = torch.tensor([y for _, y in points], dtype=torch.float64).unfold(0, window, 1).mean(1).tolist()
-        axis.plot([x for x, _ in points[window - 1 :]], means, color=COLOURS[2], linewidth=1.6)
+        axis.plot([x for x, _ in points[window // 2 :]][: len(means)], means, color=COLOURS[2], linewidth=1.6)
     axis.set_ylabel(label or name)
     _plain(axis)
 

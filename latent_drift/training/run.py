@@ -22,7 +22,7 @@ from latent_drift.models.train_ode import PRECISIONS
 from latent_drift.training import optimizers
 from latent_drift.training.batches import Batches
 from latent_drift.training.checkpoint import Checkpoint, load_model, write_checkpoint
-from latent_drift.training.data import open_data
+from latent_drift.training.data import fingerprint, open_data
 from latent_drift.training.interruption import Interruption, interruptible
 from latent_drift.training.metrics import MetricsFile
 from latent_drift.training.random_state import random_state, restore_random_state, seed_everything
@@ -94,9 +94,9 @@ class TrainingRun:
         self.ranks = ranks or Ranks()
         self._on_step, self._on_note = on_step, on_note
         self._task = TASKS[settings.kind]
-        self._batches = Batches(
-            open_data(settings.kind, settings.data, settings.seed), settings.batch_size, settings.seed, self.ranks.rank, self.ranks.count
-        )
+        data = open_data(settings.kind, settings.data, settings.seed)
+        self._fingerprint = fingerprint(data)
+        self._batches = Batches(data, settings.batch_size, settings.seed, self.ranks.rank, self.ranks.count)
         seed_everything(settings.seed)
         self.model = self._task.build(settings.sizes, config).to(device)
         self.optimizer = optimizers.build(settings.optimizer, settings.optimizer_arguments, self.model.parameters())
@@ -128,6 +128,10 @@ class TrainingRun:
 
     def _continue_from(self, checkpoint: Checkpoint) -> None:
         content = checkpoint.content
+        if content["data"] != self._fingerprint:
+            raise UsageError(
+                f"--data {self.settings.data}: has changed since the run in {checkpoint.path.parent} began; put it back, or start a new run"
+            )
         load_model(checkpoint, self.model)
         try:
             self.optimizer.load_state_dict(content["optimizer"])
@@ -139,7 +143,7 @@ class TrainingRun:
         self.step = checkpoint.step
 
     def train(self, folder: RunFolder | None, stop_after: int | None = None) -> RunEnd:
-        """Take the steps that are left, or `stop_after` of them; Ctrl-C and SIGTERM end it after the step under way.
+        """Take the steps that are left, or `stop_after` of them; Ctrl-C, SIGTERM and SIGHUP end it after the step under way.
 
         Args:
             folder: for metrics and checkpoints; None writes none, and other ranks than the first never do.
@@ -243,6 +247,7 @@ class TrainingRun:
             optimizer_step=self._optimizer_step.state_dict(),
             schedule=self.schedule.state_dict(),
             random=random_state(),
+            data=self._fingerprint,
         )
 
     def _ended(self, asked: signal.Signals | None, unsaved: OSError | None) -> RunEnd:

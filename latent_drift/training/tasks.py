@@ -21,6 +21,7 @@ from latent_drift.models.raccoon_steps import WEIGHT_DECAY
 from latent_drift.models.train_raccoon import DEFAULT_BATCH, DEFAULT_LR, DEFAULT_STEPS
 from latent_drift.training import optimizers, schedules
 from latent_drift.training.checkpoint import Checkpoint
+from latent_drift.training.data import settled
 from latent_drift.training.names import did_you_mean
 from latent_drift.training.settings import GivenSettings, RunSettings
 
@@ -71,7 +72,7 @@ class AbstractTask(ABC):
         scheduler = schedules.canonical_name(said.pop("scheduler", own.scheduler))
         scheduler_arguments = said.pop("scheduler_arguments", {})
         schedules.require_arguments(scheduler, scheduler_arguments)
-        plain = {name: said.get(name, getattr(own, name)) for name in _PLAIN}
+        plain = {name: said.get(name, getattr(own, name)) for name in _PLAIN} | {"data": settled(said.get("data", own.data))}
         return RunSettings(
             kind=cls.kind,
             sizes={**own.sizes, **given.sizes},
@@ -94,6 +95,8 @@ class AbstractTask(ABC):
             given = replace(given, optimizer=optimizers.canonical_name(given.optimizer))
         if given.scheduler is not None:
             given = replace(given, scheduler=schedules.canonical_name(given.scheduler))
+        if given.data is not None:
+            given = replace(given, data=settled(given.data))
         different = given.disagreements(saved)
         if different:
             raise UsageError(

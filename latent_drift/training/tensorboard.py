@@ -35,5 +35,8 @@ class TensorBoardLog:
                 self._writer.add_scalar(name, float(value), record["step"])  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        """Write what is left."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        """Write what is left, if it can be."""
+        try:
+            self._writer.close()  # type: ignore[no-untyped-call]
+        except OSError:  # a full disk: the metrics have it all
+            pass

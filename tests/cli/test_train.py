@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -108,7 +109,44 @@ def test_another_seed_is_another_run(run: Run, project: Path) -> None:
 def test_a_file_of_labelled_lines_can_be_trained_on(run: Run, project: Path) -> None:
     (project / "mine.tsv").write_text("ERROR\tkaboom\nINFO\tfine\n" * 4)
     assert run(*tiny("raccoon", 2), "--data", "mine.tsv", *BARE, "--out", "r").status == 0
-    assert read_checkpoint(project / "r").settings.data == "mine.tsv"
+    assert read_checkpoint(project / "r").settings.data == str(project / "mine.tsv")
+    assert run("train", "raccoon", "--resume", "--out", "r", "--steps", "3", "--data", "./mine.tsv", *BARE).status == 0
+    (project / "mine.tsv").write_text("ERROR\tkaboom\nINFO\tgone\n" * 4)
+    before = tree(project)
+    outcome = run("train", "raccoon", "--resume", "--out", "r", "--steps", "5", *BARE)
+    assert outcome.status == 2
+    assert "mine.tsv: has changed since the run in r began" in outcome.err
+    assert tree(project) == before
+
+
+def test_a_run_outlives_the_reader_of_its_messages(run: Run, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise self.error
+
+        def flush(self) -> None:
+            raise self.error
+
+    for name, error in (("pipe", BrokenPipeError(errno.EPIPE, "Broken pipe")), ("disk", OSError(errno.ENOSPC, "No space left on device"))):
+        stream = Gone()
+        stream.error = error  # type: ignore[attr-defined]
+        with monkeypatch.context() as context:
+            context.setattr(sys, "stderr", stream)
+            assert run(*tiny("raccoon", 4), *BARE, "--out", name).status == 0
+        assert read_checkpoint(project / name).finished
+
+
+def test_tensorboard_that_cannot_be_written_ends_without_the_run(run: Run, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(self: object, *arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    outcome = run(*tiny("raccoon", 4), *BARE, "--tensorboard", "--out", "r")
+    assert outcome.status == 0
+    assert outcome.err.count("TensorBoardLog: cannot be written (No space left on device); it ends here, training goes on") == 1
 
 
 REFUSED = {
@@ -125,7 +163,7 @@ REFUSED = {
     "size that is none": (("--size", "memory_size=0"), r"--size memory_size: raccoon has no such size"),
     "wrong weights": (("--loss-weights", "1,2"), r"--loss-weights expects three numbers"),
     "negative weight": (("--loss-weights", "1,-2,0"), r"--loss-weights must be finite and not negative"),
-    "no data": (("--data", "nowhere.tsv"), r"--data nowhere\.tsv: is no file; give a file, or synthetic"),
+    "no data": (("--data", "nowhere.tsv"), r"--data \S*nowhere\.tsv: is no file; give a file, or synthetic"),
     "empty data": (("--data", "synthetic:samples=0"), r"--data has no items"),
     "unknown pin": (("--config", ">=99"), r"no stability config satisfies '>=99'"),
     "steps": (("--steps", "-1"), r"--steps must be at least 0; got -1"),
@@ -270,10 +308,15 @@ def test_a_full_disk_is_status_2_and_says_where_the_run_is(run: Run, project: Pa
     assert state(Path(command[-1])) == state(project / "whole")
 
 
+def _hearing() -> None:
+    """A process that was started in the background would ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_leaves_a_checkpoint_and_the_way_on(run: Run, project: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "latent_drift", *tiny("raccoon", 100_000), *BARE, "--out", "r"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=_hearing)
     metrics = project / "r" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 3) and process.poll() is None and time.monotonic() < deadline:

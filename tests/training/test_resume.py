@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from latent_drift.config import load
+from latent_drift.errors import GiveUpError, UsageError
 from latent_drift.training import optimizers, schedules
 from latent_drift.training.checkpoint import read_checkpoint
+from latent_drift.training.metrics import read_metrics
 from latent_drift.training.run import Record, TrainingRun
 from tests.training.conftest import Start, folder, same, tiny
 
@@ -140,7 +142,20 @@ def test_a_killed_run_writes_the_steps_behind_its_checkpoint_again(start: Start,
     assert same(dict(read_checkpoint(tmp_path / "whole").content), dict(read_checkpoint(tmp_path / "killed").content))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.fixture
+def hearing() -> Iterator[None]:
+    """Signals as a process in the foreground has them; one in the background ignores Ctrl-C."""
+    before = {number: signal.signal(number, handler) for number, handler in FOREGROUND.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+FOREGROUND = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+
+
+@pytest.mark.parametrize("number", FOREGROUND)
+@pytest.mark.usefixtures("hearing")
 def test_a_signal_ends_the_run_behind_its_step_with_a_checkpoint(start: Start, tmp_path: Path, number: signal.Signals) -> None:
     settings = tiny("raccoon")
     before = signal.getsignal(number)
@@ -158,6 +173,36 @@ def test_a_signal_ends_the_run_behind_its_step_with_a_checkpoint(start: Start, t
     assert same(dict(read_checkpoint(tmp_path / "whole").content), dict(read_checkpoint(tmp_path / "left").content))
 
 
+@pytest.mark.usefixtures("hearing")
+def test_what_was_ignored_stays_ignored(start: Start) -> None:
+    """As under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert start(tiny("raccoon", 3), on_step=lambda record: signal.raise_signal(signal.SIGHUP)).train(None).finished
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_a_run_that_gives_up_keeps_what_it_has(start: Start, tmp_path: Path) -> None:
+    run = start(tiny("raccoon", 40), config=load(gradient={"max_consecutive_skips": 3}))
+    calls = iter(range(100))
+    run.model.enc_mean.register_forward_hook(lambda module, inputs, output: output * float("nan") if next(calls) > 4 else None)  # type: ignore[union-attr, operator]
+    with pytest.raises(GiveUpError, match="4 steps in a row"):
+        run.train(folder(tmp_path / "run"))
+    assert read_checkpoint(tmp_path / "run").step == 0
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [record["skipped"] for record in records] == [False] * 5 + [True] * 3
+    assert records[-1]["loss"] is None
+
+
+def test_two_processes_cannot_write_one_run(start: Start, tmp_path: Path) -> None:
+    def second(record: Record) -> None:
+        with pytest.raises(UsageError, match="another process is writing this run"):
+            start(tiny("raccoon", 3)).train(folder(tmp_path / "run"))
+
+    start(tiny("raccoon", 1), on_step=second).train(folder(tmp_path / "run"))
+    assert start(tiny("raccoon", 3, scheduler="constant"), tmp_path / "run").train(folder(tmp_path / "run")).finished
+
+
+@pytest.mark.usefixtures("hearing")
 def test_a_second_ctrl_c_does_not_wait(start: Start, tmp_path: Path) -> None:
     def press(record: Record) -> None:
         signal.raise_signal(signal.SIGINT)
