@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import typer
 
 from instrument import demo as demo_module
 from instrument import doctor as doctor_module
+from instrument.children import guarding_children
 from instrument.export import Exporter, attach, exporter_for
 from instrument.report import folder as report_folder
 from instrument.report.journal import Journal
@@ -50,6 +52,7 @@ Export = Annotated[
     list[str] | None,
     typer.Option("--export", metavar="KIND[:WHERE]", help="Send metrics: tensorboard:DIR, prometheus:PORT or opentelemetry. May be repeated."),
 ]
+Children = Annotated[bool, typer.Option("--children", help="Guard the processes that the script starts as well (workers, spawn).")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No table at the end.")]
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
@@ -94,10 +97,12 @@ def _finish(outcome: Outcome, report: Path | None, fail_on_event: bool, quiet: b
         raise typer.Exit(status)
 
 
-def _followers(report: Path | None, live: bool, exports: Sequence[Exporter]) -> Callable[[Run], None]:
-    """What is to follow the run: the report's writer, the live view and the exporters."""
+def _followers(report: Path | None, live: bool, exports: Sequence[Exporter], with_children: contextlib.ExitStack | None) -> Callable[[Run], None]:
+    """What is to follow the run: the report's writer, the live view and the exporters; and its child processes, until the stack closes."""
 
     def begin(run: Run) -> None:
+        if with_children is not None:
+            with_children.enter_context(guarding_children(run.config, report))
         if report is not None:
             try:
                 Journal(run, report).write_when_terminated()
@@ -127,6 +132,7 @@ def run(
     fail_on_event: FailOnEvent = False,
     live: Live = False,
     export: Export = None,
+    children: Children = False,
     quiet: Quiet = False,
     doctor: Annotated[
         bool, typer.Option("--doctor", help="Say what would get in the way here, and exit.", is_eager=True, callback=_doctor_wanted)
@@ -141,7 +147,9 @@ def run(
     if not as_module and not os.path.exists(target):
         raise _refuse(f"can't open file {target!r}: there is no such file. Give the path of a Python script, or -m and the name of a module")
     try:
-        outcome = run_guarded(target, context.args, block, as_module=as_module, begin=_followers(report, live, exporters))
+        with contextlib.ExitStack() as open_meanwhile:
+            begin = _followers(report, live, exporters, open_meanwhile if children else None)
+            outcome = run_guarded(target, context.args, block, as_module=as_module, begin=begin)
     except OSError as error:
         raise _refuse(f"can't open file {target!r}: {error.strerror}. Give the path of a readable Python script") from None
     _finish(outcome, report, fail_on_event, quiet)

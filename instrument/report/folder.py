@@ -66,6 +66,17 @@ def save_recording(run: Run, folder: Path) -> None:
     recording.write(recording.of_run(run, rank), folder if rank is None else folder / f"rank-{rank}")
 
 
+def save_rank(run: Run, folder: Path) -> None:
+    """As `save`, for a rank that does not know how many there are: what others left stays.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    save_recording(run, folder)
+    with _alone_in(folder):
+        rebuild(folder)
+
+
 def begin(folder: Path) -> None:
     """Clear what an earlier run of this process left there: if this one dies at once, nothing of the other is shown in its place."""
     rank = process_rank()
