@@ -204,6 +204,16 @@ class Run:
                 facts["parameters"] = tuple(parameter_names(_made_from(x)))
             self._births.add(Birth(code, op, site, message, facts, weak, _graph_task() != -1))
 
+    def pause_recording(self) -> Callable[[], None]:
+        """Let what happens from here on leave no trace in the log, until the function that is returned is called: a replay is no part of the run."""
+        kept = self.log, self._births, dict(self._fired)
+        self.log, self._births = EventLog(), Births()
+
+        def resume() -> None:
+            self.log, self._births, self._fired = kept
+
+        return resume
+
     def is_armed(self, site: Site | None) -> bool:
         """True if this line made a bad number that spoiled a step before: what the ordinary rules leave alone there is bounded from then on.
 
@@ -233,6 +243,8 @@ class Run:
         Args:
             roots: the non-finite loss, or what goes into one. Without them the loss was finite and its gradient is not.
         """
+        if not self._blamed:
+            self.recovery.verdicts.judge(self)  # before anything is armed or put back: a replay is to meet what the step met
         self.put_parameters_back()
         if self._blamed:
             return
@@ -445,6 +457,7 @@ class Run:
         self.watch.stop()
         self.amplification.stop()
         self.recovery.at_exit(self)
+        self.recovery.verdicts.close(self)
         if self.put_parameters_back():
             self.blame()  # the script's last update: no loss comes after it that would have failed
         self._tell_trend()

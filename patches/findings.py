@@ -354,6 +354,13 @@ _ALL: tuple[Finding, ...] = (
         "none",
     ),
     Finding(
+        "NS809",
+        "transient-fault",
+        "the same computation on the same numbers gave two results, one of them NaN or Inf",
+        "look for a race or uninitialised memory; test the machine's memory and accelerator; set torch.use_deterministic_algorithms(True)",
+        "none",
+    ),
+    Finding(
         "NS901",
         "audit-epsilon",
         "audit E1, E3: an added epsilon that is harmless as written",

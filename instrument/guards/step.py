@@ -26,7 +26,7 @@ from instrument.guards.update_risk import HUGE_UPDATE, is_risky, largest_rate
 from instrument.recovery.rates import Lent
 from instrument.runtime import QUIET, RUNTIME, without_function_modes
 from latent_drift.errors import GiveUpError, NumericalError
-from latent_drift.numerics.finite import nonfinite_positions
+from latent_drift.numerics.finite import dense_values, nonfinite_positions
 from latent_drift.numerics.gradients import (
     GradientHistory,
     clip_adaptively_,
@@ -185,6 +185,8 @@ def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
         policy = run.config.gradient.nonfinite if run.policy.act else "record"
         if policy == "zero" and verdict is not None and verdict.uneven:
             policy = "skip"  # zeros in one copy of the gradient only would make the copies of the parameters differ
+        if policy == "skip" and verdict is None and _is_worth_zeroing(held):
+            policy = "zero"
         _note_nonfinite(optimizer, policy, verdict)
         if policy == "raise":
             run.recovery.before_raise(run)
@@ -222,6 +224,18 @@ def _agreed(optimizer: Optimizer, gradients: Sequence[Tensor], norm: float, *, c
         return None
     risky = closure or _risky(optimizer, norm)
     return AGREEMENT.judge(optimizer, gradients, _grad_scale(optimizer), norm, suspect=run.blamed, risky=risky)
+
+
+def _is_worth_zeroing(gradients: Sequence[Tensor]) -> bool:
+    """Whether so many steps in a row were skipped already that the good elements, if they are the greater part, had better be used."""
+    run = RUNTIME.run
+    wait = run.config.gradient.zero_after_skips
+    if wait == 0 or run.tally.skipped_in_a_row < wait:
+        return False
+    with without_function_modes():
+        values = [dense_values(gradient) for gradient in gradients]
+        good = sum(int(torch.isfinite(v).sum()) for v in values)
+    return 2 * good >= sum(v.numel() for v in values)
 
 
 def _risky(optimizer: Optimizer, norm: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,7 @@ from instrument.recovery.rates import Lent, Rates, Unusable
 from instrument.recovery.rollback import MIB, Rollback
 from instrument.recovery.state import OutsideWrites, zero_spoilt_parameters, zero_spoilt_state
 from instrument.recovery.training_objects import TrainingObjects
+from instrument.recovery.verdict import Verdicts
 from instrument.runtime import without_function_modes
 from latent_drift.errors import GiveUpError
 from latent_drift.numerics.finite import is_finite
@@ -43,6 +45,7 @@ class Recovery:
         self.raised_eps = RaisedEps()
         self.rollback = Rollback(run)
         self.hand_copies = HandCopies()
+        self.verdicts = Verdicts(wanted=config.recovery.replay)
         self._outside = OutsideWrites()
         self._failures: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self._was_good = False
@@ -96,6 +99,8 @@ class Recovery:
             failed: it was skipped, or its loss or gradient was not finite.
         """
         self.counters.step_finished(optimizer, skipped=skipped)
+        if failed or self.verdicts.is_recording:
+            self.verdicts.step_finished()
         if not self._act:
             return None
         self.put_buffers_back(run, failed=failed)
@@ -116,6 +121,8 @@ class Recovery:
 
     def after_update_by_hand(self, run: Run, leaves: Sequence[Tensor], *, failed: bool) -> GiveUpError | None:
         """The same for a script that updates by hand: it is called when the gradients are there and the update is still to come."""
+        if failed or self.verdicts.is_recording:
+            self.verdicts.step_finished()
         if not self._act:
             return None
         self.put_buffers_back(run, failed=failed)
@@ -199,6 +206,8 @@ class Recovery:
     def facts(self) -> dict[str, Any]:
         """Counts for summary.json."""
         facts: dict[str, Any] = {"counters_held": self.counters.held}
+        if self.verdicts.given:
+            facts["verdicts"] = [asdict(verdict) for verdict in self.verdicts.given]
         if self.rollback.is_on:
             facts["rollback"] = {
                 "copies": self.rollback.copies,

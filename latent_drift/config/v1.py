@@ -262,6 +262,9 @@ class Gradient(Section):
     """Ratio of a loss to the median of its recent past from which it counts as a spike."""
     max_consecutive_skips: Count
     """Skipped steps in a row after which the run gives up instead of spinning."""
+    zero_after_skips: Annotated[int, Field(ge=0)] = 3
+    """Skipped steps in a row after which the bad elements are zeroed instead, where at least half of all are good (0: never): else a fault that
+    is there in every batch would let nothing be learnt."""
     online_max_norm: Positive
     """Clipping norm of online (continual) updates, tighter than training's."""
     update_bound: UpdateBound
@@ -291,6 +294,8 @@ class Recovery(Section):
     """A learning rate below 0 (a schedule run past its end climbs the loss): left, or taken as 0."""
     hold_counters: bool = True
     """Whether a learning-rate schedule and an AveragedModel wait where every step since their last call was skipped."""
+    replay: bool = True
+    """Whether a failing step's forward pass is done once more, to tell a fault in the numbers from flaky hardware or a race."""
     repeat_with_eps: bool = True
     """Whether an update that divided by 0 (an optimizer's eps that is 0 in half precision) is put back and done again with an eps that is not."""
     nonfinite_parameters: Literal["zero", "leave"] = "zero"

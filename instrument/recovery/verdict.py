@@ -1,0 +1,245 @@
+"""Persistent or transient? (NS809) The model's forward pass is done once more with the same inputs, state and draws, and compared bit for bit.
+
+Equal bits: the fault lies in the numbers, and the same numbers will fail again. Other bits: the same computation gave two results, which points to
+flaky hardware, a race, or an operation without a defined order. Where nothing can be compared, "unknown" is said and why.
+
+What is replayed are the calls of the outermost modules of a step. They are kept only after a step has failed, for `WINDOW` steps: a run that is
+healthy pays nothing, and a fault that never comes back cannot be replayed, which is said too. The replay leaves buffers, random streams, the modules'
+plain attributes and the run's own log as they were; what a forward pass does outside of its modules (a counter in a global) it does once more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from instrument.runtime import without_function_modes
+from latent_drift.numerics.finite import is_finite
+from latent_drift.numerics.snapshot import RandomSnapshot
+
+if TYPE_CHECKING:
+    from instrument.run import Run
+
+_LOG = logging.getLogger(__name__)
+
+WINDOW = 50
+"""Steps after a failed one in which forward calls are kept for a replay."""
+
+MOST_CALLS = 4
+MOST_REPLAYS = 3
+
+Kind = Literal["persistent", "transient", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a replay told: `step` counts as the events do."""
+
+    kind: Kind
+    reason: str
+    step: int
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of an outermost module: all that it takes to make it again."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    random: RandomSnapshot
+    buffers: list[tuple[nn.Module, str, Tensor]]
+    attributes: list[tuple[nn.Module, dict[str, Any]]]
+    result: list[Tensor] | None = None
+
+
+class Verdicts:
+    """The verdicts of a run, and the calls of the step under way while they are kept."""
+
+    def __init__(self, *, wanted: bool) -> None:
+        self._wanted = wanted
+        self._handles: list[RemovableHandle] = []
+        self._calls: list[_Call] = []
+        self._depth = 0
+        self._left = 0
+        self._judged = False
+        self._replaying = False
+        self._replays = 0
+        self._came_back = False
+        self.given: list[Verdict] = []
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether forward calls are being kept."""
+        return bool(self._handles)
+
+    def judge(self, run: Run) -> None:
+        """The step under way has failed and nothing has reacted to it yet: replay its forward calls, if they were kept."""
+        if not self._wanted or self._judged or self._replaying or self._replays >= MOST_REPLAYS:
+            return
+        self._judged = True
+        if not self._handles:
+            self._start()
+            return
+        self._came_back = True
+        verdict = self._replay(run)
+        if verdict is not None:
+            self._replays += 1
+            self._give(run, verdict)
+            if verdict.kind != "unknown" or self._replays >= MOST_REPLAYS:
+                self._wanted = False  # one answer a run: a fault that goes on would give the same one again
+                self.stop()
+
+    def step_finished(self) -> None:
+        """The calls of this step are of no further use."""
+        self._judged = False
+        self._calls.clear()
+        if self._handles:
+            self._left -= 1
+            if self._left <= 0:
+                self.stop()
+
+    def close(self, run: Run) -> None:
+        """The block closes: a fault that was never replayed has no verdict."""
+        failed = bool(self._handles) or self._left < 0
+        self.stop()
+        if failed and not self.given:
+            reason = (
+                "what failed did not fail again in the model's own calls" if self._came_back else "it did not come back, so it could not be replayed"
+            )
+            self.given.append(Verdict("unknown", reason, run.tally.steps))
+
+    def stop(self) -> None:
+        """Keep no more calls."""
+        for handle in self._handles:
+            handle.remove()
+        self._left = -1 if self._handles else self._left
+        self._handles.clear()
+        self._calls.clear()
+        self._depth = 0
+
+    def _start(self) -> None:
+        self._handles = [
+            register_module_forward_pre_hook(self._before),  # type: ignore[arg-type]  # its own page allows new arguments
+            register_module_forward_hook(self._after, with_kwargs=True, always_call=True),
+        ]
+        self._depth = 0
+        self._left = WINDOW
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._depth += 1
+        if self._depth != 1 or self._replaying or torch.compiler.is_compiling() or len(self._calls) >= MOST_CALLS or not torch.is_grad_enabled():
+            return
+        with torch.no_grad(), without_function_modes():
+            self._calls.append(
+                _Call(
+                    module,
+                    _cloned(args),
+                    {},
+                    RandomSnapshot(),
+                    [(m, name, b.detach().clone()) for m in module.modules() for name, b in m._buffers.items() if b is not None],
+                    [(m, {k: v for k, v in vars(m).items() if isinstance(v, int | float | str)}) for m in module.modules()],
+                )
+            )
+
+    def _after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        self._depth = max(0, self._depth - 1)
+        if self._depth == 0 and not self._replaying and self._calls and self._calls[-1].module is module and self._calls[-1].result is None:
+            with torch.no_grad(), without_function_modes():
+                self._calls[-1].kwargs = _cloned(kwargs)  # a global hook is given them only now
+                self._calls[-1].result = [t.detach().clone() for t in _tensors(output)]
+
+    def _replay(self, run: Run) -> Verdict | None:
+        step = run.tally.steps
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            return Verdict("unknown", "with several processes a replay in one of them would wait for the others for ever", step)
+        with torch.no_grad(), without_function_modes():
+            bad = next((c for c in self._calls if c.result is not None and not all(is_finite(t) for t in c.result)), None)
+        if bad is None:
+            return Verdict("unknown", "the results of the model's own calls were finite: what makes the loss of them is not replayed", step)
+        name = type(bad.module).__name__
+        try:
+            again = self._again(run, bad)
+        except Exception as error:  # a module that cannot be called twice with the same arguments must not end the script
+            _LOG.debug("a forward pass could not be replayed", exc_info=True)
+            return Verdict("unknown", f"{name} could not be called once more: {error}", step)
+        if _same_bits(bad.result or [], again):
+            return Verdict("persistent", f"{name} gives the same bits again for the same inputs, state and draws", step)
+        return Verdict("transient", f"{name} gives another result for the same inputs, state and draws", step)
+
+    def _again(self, run: Run, call: _Call) -> list[Tensor]:
+        """The call once more, in the state that it was made in; afterwards everything is as it was before."""
+        now = RandomSnapshot()
+        attributes = [(m, {k: vars(m).get(k) for k in kept}) for m, kept in call.attributes]
+        resume = run.pause_recording()
+        self._replaying = True
+        own: list[tuple[nn.Module, str, Tensor | None]] = []
+        try:
+            call.random.restore()
+            # Copies stand in for the buffers: a write to the real ones would be seen by the backward pass that is still to come.
+            own = [(module, name, module._buffers[name]) for module, name, _ in call.buffers]
+            for module, name, copy in call.buffers:
+                module._buffers[name] = copy
+            for module, values in call.attributes:
+                vars(module).update(values)
+            with torch.enable_grad():
+                return [t.detach() for t in _tensors(call.module(*_cloned(call.args), **_cloned(call.kwargs)))]
+        finally:
+            self._replaying = False
+            resume()
+            for module, name, buffer in own:
+                module._buffers[name] = buffer
+            for module, values in attributes:
+                vars(module).update(values)
+            now.restore()
+
+    def _give(self, run: Run, verdict: Verdict) -> None:
+        if verdict.kind == "unknown" and self.given:
+            return
+        self.given = [v for v in self.given if v.kind != "unknown"] + [verdict]
+        if verdict.kind == "transient":
+            run.note(
+                "NS809", "observed", "replay", message=f"transient: {verdict.reason}: flaky hardware, a race, or an operation without a defined order"
+            )
+        elif verdict.kind == "persistent":
+            run.note("NS506", "observed", "replay", message=f"persistent: {verdict.reason}: the fault lies in the numbers")
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point() or value.is_complex():
+            yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _cloned(value: Any) -> Any:
+    """Nested data with copies of its tensors, which keep whether they ask for a gradient; everything else is handed on."""
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad and (value.is_floating_point() or value.is_complex()))
+    if isinstance(value, dict) and type(value) is dict:
+        return {key: _cloned(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_cloned(item) for item in value)
+    return value
+
+
+def _same_bits(first: list[Tensor], second: list[Tensor]) -> bool:
+    """Equal shapes and numbers, any NaN equal to any NaN."""
+    if len(first) != len(second):
+        return False
+    return all(
+        a.shape == b.shape and torch.equal(torch.isnan(a), torch.isnan(b)) and torch.equal(a.nan_to_num(0.0), b.nan_to_num(0.0))
+        for a, b in zip(first, second, strict=True)
+    )
