@@ -185,7 +185,7 @@ def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
         policy = run.config.gradient.nonfinite if run.policy.act else "record"
         if policy == "zero" and verdict is not None and verdict.uneven:
             policy = "skip"  # zeros in one copy of the gradient only would make the copies of the parameters differ
-        if policy == "skip" and verdict is None and _is_worth_zeroing(held):
+        if policy == "skip" and verdict is None and _is_worth_zeroing(optimizer, held):
             policy = "zero"
         _note_nonfinite(optimizer, policy, verdict)
         if policy == "raise":
@@ -226,11 +226,11 @@ def _agreed(optimizer: Optimizer, gradients: Sequence[Tensor], norm: float, *, c
     return AGREEMENT.judge(optimizer, gradients, _grad_scale(optimizer), norm, suspect=run.blamed, risky=risky)
 
 
-def _is_worth_zeroing(gradients: Sequence[Tensor]) -> bool:
-    """Whether so many steps in a row were skipped already that the good elements, if they are the greater part, had better be used."""
+def _is_worth_zeroing(optimizer: Optimizer, gradients: Sequence[Tensor]) -> bool:
+    """Whether so many steps in a row failed already that the good elements, if they are the greater part, had better be used."""
     run = RUNTIME.run
     wait = run.config.gradient.zero_after_skips
-    if wait == 0 or run.tally.skipped_in_a_row < wait:
+    if wait == 0 or run.recovery.failures_in_a_row(optimizer) < wait:
         return False
     with without_function_modes():
         values = [dense_values(gradient) for gradient in gradients]

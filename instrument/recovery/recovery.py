@@ -119,6 +119,10 @@ class Recovery:
         self._outside.after_step(optimizer)
         return give_up
 
+    def failures_in_a_row(self, optimizer: Optimizer) -> int:
+        """How many of this optimizer's latest steps failed, one after the other."""
+        return self._failures.get(optimizer, 0)
+
     def after_update_by_hand(self, run: Run, leaves: Sequence[Tensor], *, failed: bool) -> GiveUpError | None:
         """The same for a script that updates by hand: it is called when the gradients are there and the update is still to come."""
         if failed or self.verdicts.is_recording:
