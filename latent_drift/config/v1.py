@@ -263,8 +263,8 @@ class Gradient(Section):
     max_consecutive_skips: Count
     """Skipped steps in a row after which the run gives up instead of spinning."""
     zero_after_skips: Annotated[int, Field(ge=0)] = 3
-    """Failed steps in a row after which the bad elements are zeroed instead of the step being skipped, where at least half of all are good (0: never): else a fault that
-    is there in every batch would let nothing be learnt."""
+    """Failed steps in a row after which the bad elements are zeroed instead of the step being skipped, where at least half of all elements are
+    good (0: never): else a fault that is there in every batch would let nothing be learnt."""
     online_max_norm: Positive
     """Clipping norm of online (continual) updates, tighter than training's."""
     update_bound: UpdateBound
