@@ -36,7 +36,8 @@ class StabilityMonitor:
     Attributes:
         grad_norms, loss_values, param_stats: newest last. `nan_count`, `inf_count`: losses and gradients that were not finite.
         warnings: dicts with step, kind, value, message.
-        layer_grad_norms: name -> norm, of the last `log_gradient_stats`. `update_ratios`: name -> |update| / |weight|.
+        layer_grad_norms: name -> norm, of the last `log_gradient_stats`. `layer_weights`: name -> mean, std, min, max, of the last
+            `log_param_stats`. `update_ratios`: name -> |update| / |weight|.
 
     *Numerics*: all norms of a step are formed on the device and read together, once.
 
@@ -71,6 +72,7 @@ class StabilityMonitor:
         self.loss_values: list[float] = []
         self.param_stats: list[dict[str, Any]] = []
         self.layer_grad_norms: dict[str, float] = {}
+        self.layer_weights: dict[str, dict[str, float]] = {}
         self.update_ratios: dict[str, float] = {}
         self.warnings: list[dict[str, Any]] = []
         self.nan_count = 0
@@ -133,13 +135,21 @@ class StabilityMonitor:
 
     @torch.no_grad()
     def log_param_stats(self, model: nn.Module) -> dict[str, Any]:
-        """Record mean and standard deviation of every floating parameter, averaged over the parameters: `step, mean_param_mean, mean_param_std`."""
-        tensors = [dense_values(p) for p in model.parameters() if p.numel() and (p.is_floating_point() or p.is_complex())]
+        """Record mean, standard deviation and range of every floating parameter, in `layer_weights`.
+
+        Returns:
+            `step`, and `mean_param_mean, mean_param_std`, averaged over the parameters.
+        """
+        named = [(name, dense_values(p)) for name, p in model.named_parameters() if p.numel() and (p.is_floating_point() or p.is_complex())]
         stats = {"step": self.step, "mean_param_mean": 0.0, "mean_param_std": 0.0}
-        if tensors:
-            device = tensors[0].device
-            pairs = torch.stack([torch.stack([t.float().mean(), t.float().std(correction=0)]).to(device) for t in tensors]).mean(0).tolist()
-            stats["mean_param_mean"], stats["mean_param_std"] = pairs
+        if named:
+            device = named[0][1].device
+            wide = [(t if t.dtype == torch.float64 else t.float()) for _, t in named]
+            rows = torch.stack([torch.stack([t.mean(), t.std(correction=0), *torch.aminmax(t)]).to(device, torch.float32) for t in wide]).tolist()
+            self.layer_weights = {
+                name: dict(zip(("mean", "std", "min", "max"), row, strict=True)) for (name, _), row in zip(named, rows, strict=True)
+            }
+            stats["mean_param_mean"], stats["mean_param_std"] = (sum(row[i] for row in rows) / len(rows) for i in (0, 1))
         self._append(self.param_stats, stats)
         return stats
 
@@ -182,6 +192,7 @@ class StabilityMonitor:
             "inf_count": self.inf_count,
             "layer_grad_norm": dict(self.layer_grad_norms),
             "update_ratio": dict(self.update_ratios),
+            **({"layer_weight": {name: dict(row) for name, row in self.layer_weights.items()}} if self.layer_weights else {}),
             **({k: v for k, v in self.param_stats[-1].items() if k != "step"} if self.param_stats else {}),
         }
 
@@ -257,7 +268,7 @@ def _strict(value: Any) -> Any:
 def _flat(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for key, value in record.items():
         if isinstance(value, dict):
-            for inner, number in value.items():
+            for inner, number in _flat(value):
                 yield f"{key}/{inner}", number
         elif isinstance(value, (int, float)):
             yield key, value

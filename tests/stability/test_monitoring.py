@@ -243,3 +243,29 @@ def test_assertions_that_are_off_read_nothing(monkeypatch: pytest.MonkeyPatch) -
         assert_normalized(torch.tensor([math.nan]))
     with pytest.raises(AssertionError):
         assert_finite(torch.tensor([1.0]))  # negative control: on, it reads
+
+
+def test_the_distribution_of_every_layers_weights_is_kept_and_written(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 9.0]]))
+    monitor = StabilityMonitor(log_interval=1, jsonl=tmp_path / "log.jsonl")
+    result = monitor.log_param_stats(model)
+    assert monitor.layer_weights["1.weight"] == pytest.approx(
+        {"mean": 4.0, "std": model[1].weight.detach().std(correction=0).item(), "min": 1.0, "max": 9.0}
+    )
+    means = [p.detach().mean().item() for p in model.parameters()]
+    assert result["mean_param_mean"] == pytest.approx(sum(means) / 3)
+    monitor.step_update()
+    (line,) = (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["layer_weight"]["1.weight"]["max"] == 9.0
+    written: dict[str, float] = {}
+
+    class Writer:
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            written[tag] = value
+
+    monitor = StabilityMonitor(log_interval=1, tensorboard=Writer())
+    monitor.log_param_stats(model)
+    monitor.step_update()
+    assert written["stability/layer_weight/1.weight/min"] == 1.0

@@ -143,15 +143,23 @@ def gaussian_moments(activation: str, q: float) -> tuple[float, float]:
     return torch.trapezoid(value.detach() ** 2 * _DENSITY, _Z).item(), torch.trapezoid(slope**2 * _DENSITY, _Z).item()
 
 
+def _largest_eigenvalue(n: int) -> float:
+    """Mean of the largest eigenvalue of W W^T for a standard normal n x n matrix W (Johnstone 2001, theorem 1.1; -1.2065 is the Tracy-Widom mean)."""
+    edge = math.sqrt(n - 1) + math.sqrt(n)
+    return edge**2 - 1.2065 * edge * (1 / math.sqrt(n - 1) + 1 / math.sqrt(n)) ** (1 / 3)
+
+
 def predicted(scheme: str, activation: str, width: int, depth: int) -> tuple[float, float]:
     """Both ratios in the limit of infinite width: q' = v E f(z)**2 with z ~ N(0, q), and each layer multiplies squared gradients by v E f'(z)**2.
 
-    v is the weights' variance times the width; LSUV chooses it so that q stays 1; a residual block adds its branch's second moment.
+    v is the weights' variance times the width; LSUV chooses it so that q stays 1; a residual block adds its branch's second moment. One q stands for
+    every sample: under LSUV with SiLU and GELU, whose map of q is unstable, the norms of single samples drift apart while their mean is held at
+    1, and the gradient grows less than predicted.
 
-    *Source*: Poole et al. 2016, equations 3 and 4; Schoenholz et al. 2017, equation 9; a Gaussian matrix of norm g has variance g**2 / (4 n).
+    *Source*: Poole et al. 2016, equations 3 and 4; Schoenholz et al. 2017, equation 9.
     """
     gain = gain_of(activation)
-    v = {"spectral": gain**2 / 4, "capped": min(gain / math.sqrt(width), 0.1) ** 2 * width}.get(scheme, gain**2)
+    v = {"spectral": gain**2 * width / _largest_eigenvalue(width), "capped": min(gain / math.sqrt(width), 0.1) ** 2 * width}.get(scheme, gain**2)
     if scheme in ("fixup", "rezero"):
         return 1.0, 1.0
     if scheme in RESIDUAL:
