@@ -7,6 +7,7 @@ What `torch.autograd.grad` returns is the caller's at once, so it is judged ther
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from threading import get_ident
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from instrument.distributed.agreement import AGREEMENT, is_at_work
 from instrument.distributed.shards import is_sharded
@@ -43,12 +45,14 @@ def spellings() -> list[Spelling]:
         Spelling(torch.autograd, "backward", "backward"),
         Spelling(torch.autograd, "grad", "grad"),
         Spelling(GradScaler, "scale", "scale"),
+        Spelling(torch.func, "grad", "func"),
+        Spelling(torch.func, "grad_and_value", "func"),
     ]
 
 
 def stand_in(original: Function, spelling: Spelling) -> Function:
     """What replaces each of them. On an accelerator the loss is not read: its gradients tell at the step."""
-    return {"method": _method, "backward": _backward, "grad": _grad, "scale": _scale}[spelling.op](original, spelling)
+    return {"method": _method, "backward": _backward, "grad": _grad, "scale": _scale, "func": _functional}[spelling.op](original, spelling)
 
 
 def _method(original: Function, spelling: Spelling) -> Function:
@@ -257,3 +261,54 @@ def _grad(original: Function, spelling: Spelling) -> Function:
             return type(result)(mended) if type(result) is tuple else result
 
     return guarded
+
+
+# torch.func: functions that differentiate ------------------------------------------------------------------------------
+
+
+def _functional(original: Function, spelling: Spelling) -> Function:
+    """`torch.func.grad` gives a function; its gradients are judged when it is called outside of any other transform."""
+    with_value = spelling.name == "grad_and_value"
+
+    @mimic(original, spelling)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        derivative = original(*args, **kwargs)
+        if is_compiling() or not RUNTIME.active or not callable(derivative):
+            return derivative
+        has_aux = bool(args[2] if len(args) > 2 else kwargs.get("has_aux", False))
+
+        @functools.wraps(derivative)
+        def judged(*inputs: Any, **options: Any) -> Any:
+            result = derivative(*inputs, **options)
+            if is_compiling() or not RUNTIME.active:
+                return result
+            parted = with_value or has_aux
+            gradients = _judged_tree(RUNTIME.run, result[0] if parted else result)
+            return (gradients, *result[1:]) if parted else gradients
+
+        return judged
+
+    return guarded
+
+
+def _judged_tree(run: Run, gradients: Any) -> Any:
+    """Gradients in whatever containers they come: where they are to be used at once, each call counts as a step of a training without optimizer."""
+    leaves, structure = tree_flatten(gradients)
+    plain = [g for g in leaves if is_plain(g) and g.is_cpu and g.numel()]
+    if not plain or len(plain) < len([g for g in leaves if isinstance(g, Tensor) and g.numel()]):
+        return gradients
+    with without_function_modes():
+        norm = run.history.norm = global_norm([g.detach() for g in plain])
+        if not math.isfinite(norm):
+            run.blame()
+            acts = run.policy.act
+            bad = next((g for g in plain if not is_finite(g)), plain[0])
+            said = "; those elements were set to 0" if acts else ""
+            message = "the gradient that a function of torch.func gave is not finite" + said
+            run.note(NONFINITE_GRADIENT, "zeroed" if acts else "observed", "func.grad", x=bad, message=message)
+            if acts:
+                leaves = [torch.where(torch.isfinite(g), g, torch.zeros((), dtype=g.dtype)) if is_plain(g) else g for g in leaves]
+                gradients = tree_unflatten(leaves, structure)
+    if all(run.is_first_step(optimizer) for optimizer in list(run.optimizers)):
+        run.update_by_hand_finished([])
+    return gradients

@@ -27,6 +27,7 @@ from instrument.guards.step import _STEPPING
 from instrument.interception import Replacement, replace_attribute
 from instrument.locate.graph import Place, is_bad
 from instrument.locate.origin import kinds, spread, variable_name
+from instrument.locate.transforms import bare, is_transformed, nodes
 from instrument.runtime import QUIET, is_plain
 from latent_drift.numerics.finite import largest_magnitude
 
@@ -121,12 +122,13 @@ class Watching(TorchFunctionMode):
             return function(*args, **kwargs)
         if self.mending:
             return self._mended(run, function, name, function(*args, **kwargs), args, kwargs)
-        before = [x for x in tensors_in((args, kwargs)) if is_bad(x)]
+        before = [x for x in map(bare, tensors_in((args, kwargs))) if is_bad(x)]
         nan_before = any(bool(torch.isnan(x.detach()).any()) for x in before)
         result = function(*args, **kwargs)
         self._follow_data(run, before, args, kwargs, result)
         loading = bool(before) and is_loading()
-        for out in tensors_in(result):
+        for given in tensors_in(result):
+            out = bare(given)
             if is_bad(out) and not loading:
                 # Only what passes something bad on counts: selecting the good rows of a table with a hole is fine.
                 for x in before:
@@ -135,8 +137,9 @@ class Watching(TorchFunctionMode):
                 self._met[id(out)] = out
                 if not before or (not nan_before and bool(torch.isnan(out.detach()).any())):
                     self._born(run, function, name, out, args, kwargs)
-            if is_plain(out) and out.grad_fn is not None:
-                self._check_backward(run, name, out.grad_fn)
+            if is_plain(out):
+                for node in nodes(given):
+                    self._check_backward(run, name, node)
         return result
 
     def _follow_data(self, run: Run, before: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
@@ -156,7 +159,11 @@ class Watching(TorchFunctionMode):
     def _mended(self, run: Run, function: Any, name: str, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """At the lines that spoiled a step, a non-finite result is bounded at a share of the dtype's range (`Run.share`; NaN at 0), without gradient
         there, and the gradient that leaves an operation is kept finite. Everywhere else nothing is touched."""
-        if not isinstance(result, Tensor) or not is_plain(result):
+        if not isinstance(result, Tensor):
+            return result
+        if is_transformed(result):
+            return self._mended_inside(run, name, result)
+        if not is_plain(result):
             return result
         bad = is_bad(result)
         if not bad and result.grad_fn is None:
@@ -181,6 +188,25 @@ class Watching(TorchFunctionMode):
                     self._hooked.add(node)
                     node.register_hook(self._keep_finite(name, site))
         return result
+
+    def _mended_inside(self, run: Run, name: str, result: Tensor) -> Tensor:
+        """The same inside a transform, where only what is done to all elements alike is allowed."""
+        found = bare(result)
+        if not is_plain(found) or not found.numel():
+            return result
+        site = run.site()
+        if not run.is_armed(site):
+            return result
+        for node in nodes(result):
+            if node not in self._hooked:
+                self._hooked.add(node)
+                node.register_hook(self._keep_finite(name, site))
+        if not is_bad(found) and largest_magnitude(found).item() <= run.limit(found.dtype):
+            return result
+        message = f"the result of {name} is not finite, inside a transform; it was bounded, without gradient there"
+        run.note("NS805", "bounded", name, site=site, x=found, message=message, fired=True)
+        ceiling = run.ceiling(found.dtype)
+        return result.nan_to_num(nan=0.0, posinf=ceiling, neginf=-ceiling).clamp(-ceiling, ceiling)
 
     def _held(self, run: Run, name: str, site: Any, result: Tensor, args: tuple[Any, ...]) -> Tensor:
         """A result that is finite but beyond what is left alone at such a line: what follows it would overflow."""
@@ -214,18 +240,18 @@ class Watching(TorchFunctionMode):
 
         def keep(grad_inputs: tuple[Tensor | None, ...], grad_outputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
             run = reference()
-            bad = [g for g in grad_inputs if g is not None and is_bad(g)]
+            bad = [below for g in grad_inputs if g is not None and is_bad(below := bare(g))]
             if run is None or not bad or self.done:
                 return None
             run.note(
                 "NS805", "neutralised", f"{name} backward", site=site, x=bad[0], message=f"non-finite gradient of {name} was set to 0", fired=True
             )
-            return tuple(g if g is None or not is_plain(g) else g.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for g in grad_inputs)
+            return tuple(g if g is None or not is_plain(bare(g)) else g.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for g in grad_inputs)
 
         return keep
 
     def _born(self, run: Run, function: Any, name: str, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = [x for x in tensors_in((args, kwargs)) if is_plain(x) and x.numel()]
+        inputs = [x for x in map(bare, tensors_in((args, kwargs))) if is_plain(x) and x.numel()]
         if not inputs:
             self._came_in(run, name, out)
             return
@@ -263,9 +289,9 @@ class Watching(TorchFunctionMode):
 
         def check(grad_inputs: tuple[Tensor | None, ...], grad_outputs: tuple[Tensor | None, ...]) -> None:
             run = reference()
-            if run is None or self.done or any(g is not None and is_bad(g) for g in grad_outputs):
+            if run is None or self.done or any(g is not None and is_bad(bare(g)) for g in grad_outputs):
                 return
-            bad = next((g for g in grad_inputs if g is not None and is_bad(g)), None)
+            bad = next((below for g in grad_inputs if g is not None and is_bad(below := bare(g))), None)
             if bad is not None:
                 run.born(
                     "NS805", f"{name} backward", message=f"the gradient of {name} is not finite although what arrived there was", x=bad, site=site
