@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from latent_drift.models import float16_products as module
 from latent_drift.models.float16_products import float16_products
+from latent_drift.models.latent_ode import DeterministicLatentODE
+from latent_drift.models.sequences import synthetic_sequences
+from latent_drift.models.train_ode import train_ode
 
 PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "linear": lambda x, w: F.linear(x, w),
@@ -100,3 +103,20 @@ def test_other_devices_and_precisions_get_no_substitute(device: str, dtype: torc
 def test_a_processor_with_float16_units_gets_no_substitute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "has_float16_products", lambda: True)
     assert isinstance(float16_products("cpu", torch.float16), nullcontext)
+
+
+def test_training_gives_the_same_with_products_of_either_kind_and_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = synthetic_sequences(3, torch.Generator().manual_seed(0)).long()[:, :20]
+
+    def losses(has_units: bool, compiled: bool = False) -> list[float]:
+        monkeypatch.setattr(module, "has_float16_products", lambda: has_units)
+        torch.manual_seed(0)
+        model = DeterministicLatentODE(30, 8, 16, 12, 4)
+        if compiled:
+            model.compile(fullgraph=True, backend="eager")
+        return [step.loss for step in train_ode(model, [tokens], 3, precision="float16", sample_every=0).steps]
+
+    ours, fallback = losses(False), losses(True)
+    assert ours == pytest.approx(fallback, rel=4 * ULP)
+    assert losses(False, compiled=True) == pytest.approx(ours, rel=ULP)
+    assert ours[-1] < ours[0]
