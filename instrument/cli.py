@@ -22,6 +22,7 @@ from instrument.report.live import follow
 from instrument.run import Run
 from instrument.runner import Outcome, run_guarded
 from instrument.session import stable
+from instrument.termination import before_termination
 from latent_drift.errors import ConfigError, MissingExtraError, UsageError
 
 ASKED_WRONGLY = 2
@@ -103,15 +104,18 @@ def _followers(report: Path | None, live: bool, exports: Sequence[Exporter], wit
     def begin(run: Run) -> None:
         if with_children is not None:
             with_children.enter_context(guarding_children(run.config, report))
+        last: list[Callable[[str], object]] = []
+        view = follow(run, sys.stderr) if live else None
+        if view is not None:
+            last.append(lambda state: view.close())
         if report is not None:
             try:
-                Journal(run, report).write_when_terminated()
+                last.append(Journal(run, report).write_last)
             except OSError as error:
                 typer.echo(f"error: the report cannot be written to {report}: {error.strerror}; the script runs all the same", err=True)
         for exporter in exports:
             attach(run, exporter)
-        if live:
-            follow(run, sys.stderr)
+        before_termination(last)
 
     return begin
 

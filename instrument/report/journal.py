@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from instrument.report import folder as report_folder
@@ -17,8 +13,9 @@ if TYPE_CHECKING:
     from instrument.run import Run
 
 SECONDS_BETWEEN = 2.0
-GRACE, SHARE = 1.0, 1 / 200
-"""Writing takes at most so many seconds and this share of a run's time: a folder that takes long to write is written less often."""
+GRACE, SHARE = 0.5, 1 / 200
+"""Writing takes at most this share of a run's time, and for events that are new so many seconds more: a folder that takes long to write is written
+less often."""
 
 
 class Journal:
@@ -35,33 +32,20 @@ class Journal:
         self._due = self._began + SECONDS_BETWEEN
         self._known = self._spent = 0.0
         report_folder.begin(folder)
-        self.stop = run.subscriptions.add(on_step=self._after_step, apart=True)
+        self.stop = run.subscriptions.add(on_step=self.after_step, apart=True)
 
-    def _after_step(self, record: StepRecord) -> None:
+    def after_step(self, record: StepRecord) -> None:
+        """A step is over: write if there is news or it is time to."""
         known, now = len(self._run.log), time.monotonic()
-        if (known > self._known or now >= self._due) and self._spent <= GRACE + SHARE * (now - self._began):
+        news = known > self._known
+        if (news or now >= self._due) and self._spent <= SHARE * (now - self._began) + (GRACE if news else 0.0):
             self._known = known
             report_folder.save_recording(self._run, self._folder)
             ended = time.monotonic()
             self._spent += ended - now
             self._due = ended + SECONDS_BETWEEN
 
-    def write_when_terminated(self) -> None:
-        """On SIGTERM (a scheduler's time limit, a launcher whose other process died) write the folder, then die of it as the script would have.
-
-        A script that handles the signal itself is left alone, and so are child processes that inherit this one's handlers.
-        """
-        if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-            return
-        owner = os.getpid()
-
-        def terminated(number: int, frame: FrameType | None) -> None:
-            try:
-                if os.getpid() == owner:
-                    self._run.circumstances.end(f"was ended from outside ({signal.Signals(number).name})")
-                    report_folder.save(self._run, self._folder)
-            finally:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-
-        signal.signal(signal.SIGTERM, terminated)
+    def write_last(self, state: str) -> None:
+        """The process ends now, in this way: write everything, the page included."""
+        self._run.circumstances.end(state)
+        report_folder.save(self._run, self._folder)

@@ -211,9 +211,10 @@ def _can_write(stream: TextIO, text: str) -> bool:
     return True
 
 
-def follow(run: Run, stream: TextIO) -> None:
-    """Show a run on `stream` until its block closes: at the foot of a terminal, else as lines. Of several processes the first shows itself."""
+def follow(run: Run, stream: TextIO) -> Foot | Lines | None:
+    """Show a run on `stream` until its block closes: at the foot of a terminal, else as lines. Of several processes only the first is shown."""
     if run.rank:
-        return
+        return None
     view = Foot(stream) if stream.isatty() and os.environ.get("TERM", "") != "dumb" and os.name == "posix" else Lines(stream)
     run.subscriptions.add(view.event, view.step, view.close, apart=True)
+    return view

@@ -52,11 +52,14 @@ def journal() -> Row:
     with tempfile.TemporaryDirectory() as folder, instrument.stable(profile="guard") as run:
         step()
 
+        following = Journal(run, Path(folder))
+        following.stop()
+
         def followed() -> None:
-            following = Journal(run, Path(folder))
+            stop = run.subscriptions.add(on_step=following.after_step)
             for _ in range(STEPS_OF_A_PAIR):
                 step()
-            following.stop()
+            stop()
 
         def alone() -> None:
             for _ in range(STEPS_OF_A_PAIR):

@@ -45,7 +45,7 @@ def test_a_new_event_is_written_at_once_and_the_rest_in_time(tmp_path, monkeypat
     assert seen[4] == (5, 4), "not at every step"
     assert report_folder.read(tmp_path).facts["state"] == "running"
     monkeypatch.setattr(journal, "SECONDS_BETWEEN", 0.0)
-    monkeypatch.setattr(journal, "GRACE", math.inf)
+    monkeypatch.setattr(journal, "SHARE", math.inf)
     with instrument.stable(profile="guard") as run:
         journal.Journal(run, tmp_path)
         assert not (tmp_path / "events.jsonl").exists(), "what an earlier run left is not shown as this one's"
@@ -67,7 +67,7 @@ def test_writing_takes_a_bounded_share_of_the_time(tmp_path, monkeypatch):
         written = journal.Journal(run, tmp_path)
         for _ in range(2000):
             now[0] += 1.0
-            written._after_step(None)
+            written.after_step(None)
     assert len(writes) == pytest.approx(2000 / 200, abs=3), "beyond the grace, a second's writing is paid for by two hundred of training"
 
 
@@ -98,16 +98,3 @@ def test_a_process_that_is_killed_leaves_its_report(tmp_path, how, state):
     assert report.recordings[0].timeline[2].outcome == "skipped"
     assert (tmp_path / "out" / "report.html").exists()
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["script"] == "train.py"
-
-
-def test_a_script_that_handles_the_signal_itself_is_left_alone(tmp_path):
-    def mine(number, frame):
-        pass
-
-    before = signal.signal(signal.SIGTERM, mine)
-    try:
-        with instrument.stable() as run:
-            journal.Journal(run, tmp_path).write_when_terminated()
-        assert signal.getsignal(signal.SIGTERM) is mine
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,30 @@
+"""What is still to be done when a process is told to end (SIGTERM: a scheduler's time limit, a launcher whose other process died)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+
+def before_termination(acts: Sequence[Callable[[str], object]]) -> None:
+    """On SIGTERM call each of `acts` with how the run ended, then die of the signal as the script would have.
+
+    A script that handles the signal itself is left alone, and so are child processes that inherit this one's handlers.
+    """
+    if not acts or threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return
+    owner = os.getpid()
+
+    def terminated(number: int, frame: FrameType | None) -> None:
+        try:
+            if os.getpid() == owner:
+                for act in acts:
+                    act(f"was ended from outside ({signal.Signals(number).name})")
+        finally:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, terminated)
