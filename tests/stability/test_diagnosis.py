@@ -319,6 +319,28 @@ def test_a_nonfinite_layer_and_parameters_are_named_once() -> None:
     assert [(f.kind, f.layer) for f in found] == [("nonfinite_activation", "1")]
 
 
+def test_a_loss_that_refuses_nan_is_explained_and_other_errors_are_the_models_own() -> None:
+    torch.manual_seed(0)
+
+    class Generator(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logvar, self.decoder = nn.Linear(16, 4), nn.Linear(4, 16)
+            nn.init.constant_(self.logvar.bias, 200.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = torch.exp(0.5 * self.logvar(x)) * torch.randn(len(x), 4)
+            return F.binary_cross_entropy(torch.sigmoid(self.decoder(z)), x)
+
+    with pytest.raises(RuntimeError, match="between 0 and 1"):
+        Generator()(torch.rand(8, 16))  # negative control: torch speaks of the loss
+    (fault,) = diagnose(Generator(), torch.rand(8, 16))
+    assert (fault.kind, fault.layer) == ("nonfinite_activation", "decoder")
+    assert "between 0 and 1" in fault.evidence
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        diagnose(Generator(), torch.rand(8, 15))
+
+
 def test_a_saturated_softmax_that_is_wrong_is_named() -> None:
     torch.manual_seed(0)
     model = _mlp()

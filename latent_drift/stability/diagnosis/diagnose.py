@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -84,6 +85,12 @@ def _passes(
 ) -> list[Fault]:
     result, stats, executed = _observed(model, inputs, labels, loss_fn)
     faults = forward.activation_faults(stats)
+    if isinstance(result, Exception):
+        # torch refuses some values that are not finite (a loss of NaN probabilities): then the values are the fault
+        found = [f for f in faults if f.kind == "nonfinite_activation"]
+        if not found:
+            raise result
+        return [replace(f, evidence=f"{f.evidence}; {type(result).__name__} then: {' '.join(str(result).split())[:200]}") for f in found]
     if any(f.kind == "nonfinite_activation" for f in faults):
         return faults
     faults += forward.saturated_output(result.output, labels, float(result.loss.detach()))
@@ -116,9 +123,12 @@ def _passes(
     return faults
 
 
-def _observed(model: nn.Module, inputs: Any, labels: Any, loss_fn: LossFunction | None) -> tuple[Evaluation, dict[str, dict[str, Any]], list[str]]:
-    """The evaluation, the statistics of each layer's output, and the names of the modules that ran, in order."""
+def _observed(
+    model: nn.Module, inputs: Any, labels: Any, loss_fn: LossFunction | None
+) -> tuple[Evaluation | Exception, dict[str, dict[str, Any]], list[str]]:
+    """The evaluation (or what it raised), the statistics of each layer's output, and the names of the modules that ran, in order."""
     executed: list[str] = []
+    result: Evaluation | Exception
 
     def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
         executed.append(name)
@@ -127,6 +137,8 @@ def _observed(model: nn.Module, inputs: Any, labels: Any, loss_fn: LossFunction 
     try:
         with ActivationMonitor(model) as monitor, FunctionalActivations(model, monitor):
             result = evaluate(model, inputs, labels, loss_fn)
+    except Exception as error:  # judged by the caller, who raises it if nothing explains it
+        result = error
     finally:
         for handle in handles:
             handle.remove()
