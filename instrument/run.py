@@ -22,10 +22,12 @@ from instrument.events import CONSEQUENCES, Action, Event, EventLog, Site
 from instrument.guards.exp import bounds_by_op, thresholds_by_op
 from instrument.guards.kept_parameters import KeptParameters
 from instrument.guards.parameter_names import parameter_names
+from instrument.guards.step import _STEPPING
 from instrument.history import History
 from instrument.layer_norms import LayerNorms
 from instrument.locate.amplification import Amplification, Amplifier
 from instrument.locate.births import Birth, Births
+from instrument.locate.graph import is_bad
 from instrument.locate.origin import feeding_parameters
 from instrument.locate.suspects import Located, Suspects
 from instrument.locate.trends import Trend, trend_of
@@ -34,6 +36,7 @@ from instrument.policy import Policy
 from instrument.recovery.recovery import Recovery
 from instrument.report import folder as report_folder
 from instrument.report.terminal import summary_table
+from instrument.runtime import without_function_modes
 from instrument.subscriptions import OnEvent, OnStep, Subscriptions
 from latent_drift.config import StabilityConfig
 from latent_drift.errors import NumericalError
@@ -268,6 +271,11 @@ class Run:
             # What a guard mended at a line was not enough: that line is where it began.
             fired = (e for place in new for e in self.log if (e.file, e.line) == place and e.code not in CONSEQUENCES)
             self._first_cause = self._first_cause or next(fired, None)
+        pending = self.suspects.pending
+        entered = "NS804" in {origin and origin.code, located and located.suspect.code, pending and pending.code}
+        if entered and self.config.repair_raising and self.policy.act and not _STEPPING:
+            with torch.no_grad(), without_function_modes():
+                self._mend_parameters()
         found = self._births.unbounded()
         # What was armed before and fired again did not suffice: something after it fails too. What is known and comes again may be mended.
         if found:
@@ -295,6 +303,16 @@ class Run:
         self._explained = True
         trend = self._trend_text()
         self._name(self._event(suspect.code, "observed", suspect.op, suspect.message, located.site, None, facts, step=suspect.step, trend=trend))
+
+    def _mend_parameters(self) -> None:
+        """Set what is not finite in parameters that came in so to 0: while it is there every step fails."""
+        met = [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]] + self.kept.leaves()
+        bad = [p for p in met if is_bad(p)]
+        if bad:
+            names = ", ".join(parameter_names(bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+            self.note("NS804", "repaired", "parameter", message=f"what was not finite in {len(bad)} parameters ({names}) was set to 0")
+            for p in bad:
+                p.data.copy_(torch.nan_to_num(p.detach(), nan=0.0, posinf=0.0, neginf=0.0))
 
     def _name(self, event: Event) -> None:
         """Record an origin; the first of the run is the first cause."""

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from instrument import jit
 from instrument.circumstances import ended_by
 from instrument.distributed.agreement import AGREEMENT
-from instrument.guards import OPERATION_GUARDS, backward, step
+from instrument.guards import OPERATION_GUARDS, backward, loading, step
 from instrument.guards.base import Spelling
 from instrument.interception import Replacement, Undo, lookup, rebind, replace_attribute, restore
 from instrument.recovery import counters
@@ -58,6 +58,8 @@ class _Installation:
                 names.append(self._replace(spelling, guard.stand_in, stand_ins))
         for spelling in backward.spellings():
             names.append(self._replace(spelling, backward.stand_in, stand_ins))
+        for spelling in loading.spellings():
+            names.append(self._replace(spelling, loading.stand_in, stand_ins))
         for cls in _optimizer_classes(Optimizer):
             if "step" in vars(cls):
                 self._guard_step(cls)

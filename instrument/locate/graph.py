@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from instrument.events import Site
+from instrument.guards.loading import loaded_at
 from instrument.guards.parameter_names import parameter_names
 from instrument.locate.origin import bad_data, feeding_parameters, kinds, spread, variable_name
 from instrument.runtime import is_plain, without_function_modes
@@ -42,23 +43,23 @@ _TRANSPARENT = (
     "Pow", "Log", "Sqrt", "Sin", "Cos", "Convolution", "NativeLayerNorm", "ToCopy", "_FilterB", "_ResultB",
 )  # fmt: skip
 # Operations that saved all that went in can be asked again.
-_AGAIN: dict[str, Callable[[Any], Tensor]] = {
-    "PowBackward0": lambda node: torch.pow(node._saved_self, node._saved_exponent),
-    "PowBackward1": lambda node: torch.pow(node._saved_self, node._saved_exponent),
-    "MulBackward0": lambda node: node._saved_self * node._saved_other,
-    "DivBackward0": lambda node: node._saved_self / node._saved_other,
-    "MmBackward0": lambda node: node._saved_self @ node._saved_mat2,
-    "BmmBackward0": lambda node: node._saved_self @ node._saved_mat2,
-    "AddmmBackward0": lambda node: _linear(node),
+_AGAIN: dict[str, Callable[[Any, Mapping[str, Tensor]], Tensor]] = {
+    "PowBackward0": lambda node, saved: torch.pow(saved["self"], node._saved_exponent),
+    "PowBackward1": lambda node, saved: torch.pow(saved["self"], saved["exponent"]),
+    "MulBackward0": lambda node, saved: saved["self"] * saved["other"],
+    "DivBackward0": lambda node, saved: saved["self"] / saved["other"],
+    "MmBackward0": lambda node, saved: saved["self"] @ saved["mat2"],
+    "BmmBackward0": lambda node, saved: saved["self"] @ saved["mat2"],
+    "AddmmBackward0": lambda node, saved: _linear(node, saved),
 }
 _CANNOT_MAKE_NAN = ("Add", "Sub", "Sum", "Mean")  # of finite numbers: they overflow to Inf first
 
 
-def _linear(node: Any) -> Tensor:
+def _linear(node: Any, saved: Mapping[str, Tensor]) -> Tensor:
     """A linear layer's result. Its weight is saved only if its input wants a gradient, but it stands behind the node either way."""
     bias, _, transposed = (following for following, _ in node.next_functions)
     weight = transposed.next_functions[0][0].variable
-    return torch.addmm(bias.variable, node._saved_mat1, weight.t())
+    return torch.addmm(bias.variable, saved["mat1"], weight.t())
 
 
 def is_there(x: Any) -> bool:
@@ -124,6 +125,8 @@ class Suspect:
     facts: dict[str, Any] = field(default_factory=dict)
     argument: str | None = None
     """What the node calls the data that came in bad."""
+    site: Site | None = None
+    """Where it came in, if that is known already."""
 
     def place_in(self, nodes: Sequence[Any], places: Mapping[Any, Place], entered_at: Callable[[Tensor], Place | None]) -> Place | None:
         """The line of the same node in the graph of another step, whose nodes' lines are known; None if that step went another way.
@@ -232,9 +235,9 @@ class _Reading:
         again = _AGAIN.get(node.name())
         if again is not None:
             try:
-                self._judge(node, again(node))
-            except (RuntimeError, TypeError, AttributeError):
-                return  # one of them was not saved
+                self._judge(node, again(node, dict(_saved(node))))
+            except (RuntimeError, TypeError, AttributeError, KeyError, ValueError, IndexError):
+                return  # one of them was not saved, or is packed away
 
     def _is_positive_exp(self, node: Any) -> bool:
         """exp makes 0 of -inf: any other finite result is that of a finite number."""
@@ -268,8 +271,10 @@ class _Reading:
 
     def _outsider(self, node: Any, x: Tensor, step: int) -> Suspect:
         if x.requires_grad:
-            name = parameter_names([x])[0]
-            return self._named(node, "NS804", f"the parameter {name} of shape {tuple(x.shape)} holds {kinds(x)} {spread(x)}", step, x)
+            name, site = parameter_names([x])[0], loaded_at(x)
+            came = "" if site is None else ", as it was loaded"
+            suspect = self._named(node, "NS804", f"the parameter {name} of shape {tuple(x.shape)} holds {kinds(x)} {spread(x)}{came}", step, x)
+            return replace(suspect, site=site)
         name_of_data = variable_name(x)
         what = f"the data {name_of_data}" if name_of_data else "data"
         return self._named(node, "NS803", f"{what} of shape {tuple(x.shape)} holds {kinds(x)} {spread(x)} before any operation", step, x)
@@ -287,8 +292,11 @@ class _Reading:
                     seen.add(following)
                     pending.append(following)
         region.sort(key=lambda n: self._position[n])
-        maker = next((n for n in region if not n.name().startswith(_MOVES)), node)
         bad = self._bad_values.get(node)
+        makers = [n for n in region if not n.name().startswith(_MOVES)] or [node]
+        if bad is not None and bool(torch.isnan(bad).any()):
+            makers = [n for n in makers if not n.name().startswith(_CANNOT_MAKE_NAN)] or makers
+        maker = makers[0]
         what = kinds(bad) if bad is not None else "non-finite"
         if bad is not None and all(n.name().startswith((*_CANNOT_MAKE_NAN, *_MOVES)) for n in region):
             # A sum saves nothing. One of finite numbers is never NaN, and hardly ever Inf: what was added came from outside of the graph.

@@ -52,6 +52,9 @@ class Suspects:
         suspect = _suspect(roots, step) if roots else None
         if suspect is None:
             return None
+        if suspect.site is not None:
+            self.pending = None
+            return Located(suspect, suspect.site)
         if suspect.key in self._places:
             self.pending = None
             return Located(suspect, *self._places[suspect.key])

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from instrument.callsite import module_path
 from instrument.guards.base import is_compiling
+from instrument.guards.loading import loaded_at
 from instrument.guards.parameter_names import parameter_names
 from instrument.guards.step import _STEPPING
 from instrument.interception import Replacement, replace_attribute
@@ -266,12 +267,14 @@ class Watching(TorchFunctionMode):
         values = x.detach()
         is_parameter = isinstance(x, nn.Parameter) or (x.is_leaf and x.requires_grad)
         weak = not is_parameter and not bool(torch.isnan(values).any())
+        site = None
         if is_parameter:
+            site = loaded_at(x)
             code, what = "NS804", f"the parameter {parameter_names([x])[0]}"
         else:
             label = variable_name(x)
             code, what = "NS803", "data" if label is None else f"the data {label}"
-        run.born(code, name, message=f"{what} of shape {tuple(x.shape)} holds {kinds(x)} {spread(x)} before any operation", x=x, weak=weak)
+        run.born(code, name, message=f"{what} of shape {tuple(x.shape)} holds {kinds(x)} {spread(x)} before any operation", x=x, site=site, weak=weak)
 
     def _check_backward(self, run: Run, name: str, node: Any) -> None:
         """Look at what this node's backward makes of the gradient, and the nodes before it that no call was seen for (an autograd.Function whose

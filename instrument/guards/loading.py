@@ -1,0 +1,49 @@
+"""`load_state_dict`: parameters that come out of a checkpoint with NaN or Inf in them are remembered with the line that loaded them (NS804).
+
+Nothing is said there: a state may hold infinities on purpose (a mask). If a step fails for such a parameter, that line is where it came in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from instrument.callsite import user_site
+from instrument.events import Site
+from instrument.guards.base import Function, Spelling, is_compiling, mimic
+from instrument.runtime import RUNTIME, is_plain, without_function_modes
+from latent_drift.numerics.finite import is_finite
+
+_LOADED_AT = WeakIdKeyDictionary()
+
+
+def spellings() -> list[Spelling]:
+    """A module's own, which subclasses that have one of theirs call."""
+    return [Spelling(nn.Module, "load_state_dict", "load_state_dict")]
+
+
+def stand_in(original: Function, spelling: Spelling) -> Function:
+    """Loads, then looks at what is there now."""
+
+    @mimic(original, spelling)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if RUNTIME.active and not is_compiling() and args and isinstance(args[0], nn.Module):
+            with without_function_modes():
+                for parameter in args[0].parameters():
+                    if is_plain(parameter) and parameter.untyped_storage().nbytes() > 0:
+                        if parameter.is_cpu and not is_finite(parameter):
+                            _LOADED_AT[parameter] = user_site()
+                        else:
+                            _LOADED_AT.pop(parameter, None)
+        return result
+
+    return guarded
+
+
+def loaded_at(parameter: Tensor) -> Site | None:
+    """The line that loaded this parameter with a bad number in it."""
+    site: Site | None = _LOADED_AT.get(parameter)
+    return site
