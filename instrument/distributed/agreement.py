@@ -234,10 +234,12 @@ class Agreement:
             return top
         return float(top * math.fsum(word[1] * (word[0] / top) ** order for word in words) ** (1.0 / order))
 
-    def step_finished(self, optimizer: Optimizer) -> None:
-        """What was agreed for this step is over."""
-        if self._standing:
-            self._standing.pop(optimizer, None)
+    def step_finished(self, optimizer: Optimizer, *, failed: bool) -> bool:
+        """What was agreed for this step is over; returns whether it counts as failed, here as everywhere: rollbacks follow from that."""
+        standing = self._standing.pop(optimizer, None) if self._standing else None
+        if standing is None:
+            return failed
+        return bool(failed or standing[1].bad or standing[1].suspects)
 
     # Who is who ---------------------------------------------------------------------------------------------------------
 

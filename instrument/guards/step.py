@@ -110,8 +110,8 @@ def _closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], A
 
 def _finish(optimizer: Optimizer, skipped: bool) -> None:
     run = RUNTIME.run
-    AGREEMENT.step_finished(optimizer)
-    give_up = run.recovery.after_step(run, optimizer, skipped=skipped, failed=skipped or run.blamed)
+    failed = AGREEMENT.step_finished(optimizer, failed=skipped or run.blamed)
+    give_up = run.recovery.after_step(run, optimizer, skipped=skipped, failed=failed)
     run.step_finished(optimizer, skipped=skipped)
     if give_up is not None:
         raise give_up
@@ -374,18 +374,26 @@ def _checked_update(optimizer: Optimizer, run_step: Function, args: tuple[Any, .
                 lent = raised.lend(optimizer, config)
                 result = run_step(optimizer, *args, **kwargs)
     except RuntimeError as error:
-        # A learning rate beyond the dtype's range is no number that a kernel takes.
-        if "without overflow" not in str(error) or not RUNTIME.run.config.repair_raising:
+        if not _is_about_the_rate(error):
             raise
-        snapshot.restore()
-        message = f"{type(optimizer).__name__} (learning rate {_rates(optimizer)}) raised ({error}); parameters and optimizer state were put back"
-        RUNTIME.run.blame()
-        RUNTIME.run.note("NS508", "skipped", "step", message=message)
+        _put_back_raised(optimizer, snapshot, error)
         return None, True
     finally:
         raised.take_back(lent)
     _bound_update(optimizer, snapshot)
     return result, _put_back_if_spoilt(optimizer, snapshot)
+
+
+def _is_about_the_rate(error: RuntimeError) -> bool:
+    """A learning rate beyond the dtype's range is no number that a kernel takes."""
+    return "without overflow" in str(error) and RUNTIME.run.config.repair_raising
+
+
+def _put_back_raised(optimizer: Optimizer, snapshot: StepSnapshot, error: RuntimeError) -> None:
+    snapshot.restore()
+    message = f"{type(optimizer).__name__} (learning rate {_rates(optimizer)}) raised ({error}); parameters and optimizer state were put back"
+    RUNTIME.run.blame()
+    RUNTIME.run.note("NS508", "skipped", "step", message=message)
 
 
 @torch.no_grad()
@@ -450,12 +458,16 @@ def _with_closure(
 ) -> tuple[Any, bool]:
     """Run the step; put everything back if it ended non-finite. A line search may visit bad points and return: only the end counts.
 
+    torch's other optimizers call their closure once, before they touch anything: its gradients are judged there as they are without a closure.
+
     LBFGS builds its curvature from differences of gradients, so they are clipped only for optimizers that take one gradient at a time.
     """
     if not RUNTIME.run.policy.act:
         return run_step(optimizer, *args, **kwargs), False
     if isinstance(optimizer, torch.optim.LBFGS):
         return _checked_update(optimizer, run_step, args, kwargs)
+    if type(optimizer).__module__.startswith("torch.optim."):
+        return _judged_in_closure(optimizer, run_step, closure, args, kwargs)
 
     def clipped_closure() -> Any:
         loss = closure()
@@ -469,3 +481,46 @@ def _with_closure(
 
     args, kwargs = ((clipped_closure, *args[1:]), kwargs) if args else (args, {**kwargs, "closure": clipped_closure})
     return _checked_update(optimizer, run_step, args, kwargs)
+
+
+class _LeftOut(Exception):
+    """Carries the loss out of a step that is not to be made."""
+
+    def __init__(self, loss: Any) -> None:
+        self.loss = loss
+
+
+def _judged_in_closure(
+    optimizer: Optimizer, run_step: Function, closure: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, bool]:
+    """A step whose closure is called once, before anything is touched. What is copied is copied then, and only if the update is to be looked at."""
+    before: list[StepSnapshot] = []
+
+    def judged_closure() -> Any:
+        loss = closure()
+        with torch.no_grad():
+            skip, check = _judge(optimizer)
+            if skip:
+                raise _LeftOut(loss)
+            if check:
+                before.append(StepSnapshot(optimizer))
+        return loss
+
+    args, kwargs = ((judged_closure, *args[1:]), kwargs) if args else (args, {**kwargs, "closure": judged_closure})
+    raised = RUNTIME.run.recovery.raised_eps
+    lent = raised.lend(optimizer, RUNTIME.run.config) if raised.applies(optimizer) else []
+    try:
+        result = run_step(optimizer, *args, **kwargs)
+    except _LeftOut as left_out:
+        return left_out.loss, True
+    except RuntimeError as error:
+        if not before or not _is_about_the_rate(error):
+            raise
+        _put_back_raised(optimizer, before[0], error)
+        return None, True
+    finally:
+        raised.take_back(lent)
+    if not before:
+        return result, False
+    _bound_update(optimizer, before[0])
+    return result, _put_back_if_spoilt(optimizer, before[0])

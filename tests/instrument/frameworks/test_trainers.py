@@ -55,4 +55,4 @@ def test_a_batch_with_nan_is_survived(told, case):
     assert case["finite"]
     assert case["learned"]
     assert case["skipped"] == 1
-    assert {"NS506", "NS508"} & set(case["codes"])
+    assert "NS506" in case["codes"]

@@ -380,3 +380,36 @@ def test_the_update_itself_is_bounded_where_the_config_asks():
     bounded, run = train(gradient={"update_bound": {"kind": "ratio", "max_ratio": 0.05}})
     assert bounded.tolist() == pytest.approx([1.9] * 4)
     assert [e.code for e in run.events] == ["NS512"]
+
+
+def test_a_closure_of_torchs_own_optimizers_is_judged_before_anything_is_touched(monkeypatch):
+    """As lightning steps: no copy of the parameters is made, and a bad gradient leaves parameters, state and closure's calls alone."""
+    from instrument.guards import step
+
+    copies = []
+    monkeypatch.setattr(step, "StepSnapshot", lambda optimizer: copies.append(optimizer))
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1)
+    calls = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (parameter * (float("nan") if len(calls) == 1 else 1.0)).sum()
+        loss.backward()
+        calls.append(loss)
+        return loss
+
+    with instrument.stable(profile="guard") as run:
+        optimizer.step(closure)
+        before, moments = parameter.detach().clone(), optimizer.state[parameter]["exp_avg"].clone()
+        returned = optimizer.step(closure)
+        assert returned is calls[1]
+        assert torch.equal(parameter, before)
+        assert torch.equal(optimizer.state[parameter]["exp_avg"], moments)
+        assert optimizer.state[parameter]["step"] == 1
+        optimizer.step(closure)
+    assert len(calls) == 3
+    assert not torch.equal(parameter, before)
+    assert copies == []
+    assert run.tally.skipped == 1
+    assert "NS506" in {event.code for event in run.events}
