@@ -25,7 +25,7 @@ from instrument.guards.base import is_compiling
 from instrument.guards.loading import loaded_at
 from instrument.guards.parameter_names import parameter_names
 from instrument.guards.step import _STEPPING
-from instrument.interception import Replacement, replace_attribute
+from instrument.interception import Replacement, replace_attribute, restore
 from instrument.locate.graph import Place, is_bad
 from instrument.locate.origin import kinds, spread, variable_name
 from instrument.locate.transforms import bare, is_transformed, nodes
@@ -322,7 +322,7 @@ class Watch:
         self._budget = budget
         self._left = 0
         self._mode: Watching | None = None
-        self._apply: Replacement | None = None
+        self._taps: list[Replacement] = []
         self._step_began = False
         self.steps = 0
 
@@ -348,7 +348,8 @@ class Watch:
 
     def start(self, run: Run) -> bool:
         """Begin watching if there is budget left and no other mode is in the way (modes are a stack: one that somebody closes later must stay
-        on top). A call of `apply` on an autograd.Function passes no mode, so it is replaced for the time."""
+        on top). A call of `apply` on an autograd.Function passes no mode, and a call of a TorchScript program neither, so they are
+        replaced for the time."""
         if self._mode is not None or self.steps >= self._budget * FAILURES_WATCHED or torch._C._len_torch_function_stack() > 0:
             return False
         mode = self._mode = Watching(run)
@@ -358,7 +359,14 @@ class Watch:
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
             return mode.watched(functools.partial(original, cls), cls.__name__, args, kwargs)
 
-        self._apply = replace_attribute(torch.autograd.Function, "apply", classmethod(apply))
+        self._taps = [replace_attribute(torch.autograd.Function, "apply", classmethod(apply))]
+        for scripted in (torch.ScriptFunction, torch.ScriptMethod):
+            call = scripted.__call__
+
+            def called(program: Any, *args: Any, _call: Any = call, **kwargs: Any) -> Any:
+                return mode.watched(functools.partial(_call, program), program.name, args, kwargs)
+
+            self._taps.append(replace_attribute(scripted, "__call__", called))
         mode.__enter__()  # type: ignore[no-untyped-call]
         self._step_began = False
         return True
@@ -392,9 +400,7 @@ class Watch:
         if self._mode is not None and self._mode.done and torch.overrides._get_current_function_mode() is self._mode:
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._mode = None
-            if self._apply is not None:
-                self._apply.undo()
-                self._apply = None
+            restore(self._taps)
 
     def stop(self) -> None:
         """The block closes."""
