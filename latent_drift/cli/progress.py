@@ -72,6 +72,7 @@ class RunProgress:
             self._task = self._bar.add_task("training", total=total, completed=first, figures="")
 
     def __enter__(self) -> Self:
+        self._start = self._next_line = time.monotonic()
         if self._bar is not None:
             self._bar.start()
         return self

@@ -269,6 +269,8 @@ class _Job:
         parts = ["latent-drift", "train", self.kind, "--resume", "--out", str(path)]
         if self.device != "cpu":
             parts += ["--device", self.device]
+        if self.pin is not None:  # what the project pins may be another config, which the run was not to have
+            parts += ["--config", "checkpoint"]
         return f"Go on with: {shlex.join(parts)}"
 
     def _report(self, run: TrainingRun, folder: RunFolder, end: RunEnd) -> None:

@@ -86,6 +86,14 @@ def test_a_run_that_was_left_goes_on_to_the_same_end(run: Run, project: Path, ki
     assert state(project / "parts") == state(project / "whole")
 
 
+def test_the_way_on_works_where_the_project_pins_another_config(run: Run, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENVIRONMENT, "0.9.0")
+    left = run(*tiny("raccoon"), *BARE, "--out", "r", "--config", "1.0.0", "--stop-after", "2")
+    command = shlex.split(left.err.partition("Go on with: latent-drift ")[2].strip())
+    assert run(*command, *BARE).status == 0
+    assert read_checkpoint(project / "r").config.version == "1.0.0"
+
+
 def test_options_reach_the_run(run: Run, project: Path) -> None:
     options = ("--optimizer", "lamb", "--opt", "lr=0.01", "--opt", "betas=(0.8,0.9)", "--scheduler", "steplr", "--sched", "step_size=2")
     more = ("--precision", "bfloat16", "--seed", "9", "--config", "~=1.0", "--loss-weights", "1,0,0.5", "--checkpoint-every", "3", "--device", "cpu")
