@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from instrument.distributed.agreement import is_at_work
 from instrument.runtime import without_function_modes
 from latent_drift.numerics.finite import is_finite
 from latent_drift.numerics.snapshot import RandomSnapshot
@@ -84,6 +85,8 @@ class Verdicts:
         """The step under way has failed and nothing has reacted to it yet: replay its forward calls, if they were kept."""
         if not self._wanted or self._judged or self._replaying or self._replays >= MOST_REPLAYS:
             return
+        if is_at_work():
+            return  # a model's forward pass may wait for other processes, whose step has not failed
         self._judged = True
         if not self._handles:
             self._start()

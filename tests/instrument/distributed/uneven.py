@@ -80,6 +80,23 @@ def steps_only_where_the_loss_is_finite(rank):
     return model
 
 
+def _fails_again_and_again(model, rank):
+    optimizer = adam(model)
+    for index, x in enumerate(data(rank)):
+        optimizer.zero_grad()
+        model(x * NAN if rank == 1 and 2 <= index < 6 else x).square().mean().backward()
+        optimizer.step()
+    return model
+
+
+def one_rank_fails_again_and_again(rank):
+    return _fails_again_and_again(DistributedDataParallel(network(buffers=True)), rank)
+
+
+def one_rank_of_shards_fails_again_and_again(rank):
+    return _fails_again_and_again(fully_shard(network()), rank)
+
+
 def each_its_own_model(rank):
     model = network()
     optimizer = adam(model)
@@ -166,6 +183,8 @@ SCRIPTS = [
     one_rank_leaves_a_step_of_its_shard_out,
     an_error_between_backward_and_step,
     steps_only_where_the_loss_is_finite,
+    one_rank_fails_again_and_again,
+    one_rank_of_shards_fails_again_and_again,
     each_its_own_model,
     gradients_averaged_by_hand,
     one_rank_has_more_data,
