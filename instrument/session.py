@@ -24,7 +24,7 @@ from instrument.distributed.agreement import AGREEMENT
 from instrument.guards import OPERATION_GUARDS, backward, loading, step
 from instrument.guards.base import Spelling
 from instrument.interception import Replacement, Undo, lookup, rebind, replace_attribute, restore
-from instrument.recovery import counters
+from instrument.recovery import counters, loss_scale
 from instrument.recovery.training_objects import watch_registration
 from instrument.run import Run
 from instrument.runtime import RUNTIME
@@ -66,6 +66,8 @@ class _Installation:
                 names.append(f"{cls.__name__}.step")
         for spelling in counters.spellings():
             names.append(self._replace(spelling, counters.stand_in, stand_ins))
+        for spelling in loss_scale.spellings():
+            names.append(self._replace(spelling, loss_scale.stand_in, stand_ins))
         self._watch_construction()
         AGREEMENT.open()
         self._hooks = [register_optimizer_step_pre_hook(step.before_step), register_optimizer_step_post_hook(step.after_step)]

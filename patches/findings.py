@@ -247,6 +247,13 @@ _ALL: tuple[Finding, ...] = (
         "lower the learning rate or add warm-up",
         "none",
     ),
+    Finding(
+        "NS513",
+        "loss-scale",
+        "a GradScaler's scale is infinite, NaN or 0: every step is skipped from then on",
+        "begin with a smaller scale; look for what is not finite in every batch, which halves the scale at each step",
+        "none",
+    ),
     Finding("NS601", "amp-api", "torch.cuda.amp is deprecated", "use torch.amp", "safe"),
     Finding(
         "NS602",

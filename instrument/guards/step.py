@@ -377,6 +377,7 @@ def _checked_update(optimizer: Optimizer, run_step: Function, args: tuple[Any, .
         if not _is_about_the_rate(error):
             raise
         _put_back_raised(optimizer, snapshot, error)
+        RUNTIME.run.recovery.rates.refuse(optimizer)
         return None, True
     finally:
         raised.take_back(lent)

@@ -32,10 +32,13 @@ class Counters:
         self._counted: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
         self._averaged: WeakKeyDictionary[nn.Module, weakref.ref[Optimizer]] = WeakKeyDictionary()
         self.held = 0
+        self.taken = 0
+        """Steps of all optimizers together."""
 
     def step_finished(self, optimizer: Optimizer, *, skipped: bool) -> None:
         """Count a step."""
         taken, left_out = self._steps.get(optimizer, (0, 0))
+        self.taken += not skipped
         self._steps[optimizer] = (taken, left_out + 1) if skipped else (taken + 1, left_out)
 
     def rolled_back(self, optimizer: Optimizer) -> None:

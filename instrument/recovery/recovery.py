@@ -16,6 +16,7 @@ from instrument.guards.epsilon import RaisedEps
 from instrument.recovery.buffers import KeptBuffers
 from instrument.recovery.counters import Counters
 from instrument.recovery.hand_copies import HandCopies
+from instrument.recovery.loss_scale import Scales
 from instrument.recovery.rates import Lent, Rates, Unusable
 from instrument.recovery.rollback import MIB, Rollback
 from instrument.recovery.state import OutsideWrites, zero_spoilt_parameters, zero_spoilt_state
@@ -45,6 +46,7 @@ class Recovery:
         self.raised_eps = RaisedEps()
         self.rollback = Rollback(run)
         self.hand_copies = HandCopies()
+        self.scales = Scales()
         self.verdicts = Verdicts(wanted=config.recovery.replay)
         self._outside = OutsideWrites()
         self._failures: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()

@@ -1,6 +1,6 @@
 """A fault at every place, under every policy, profile and kind of optimizer: what becomes of the parameters.
 
-python -m tests.instrument.recovery.injection_matrix [--every]      a table of counts
+python -m tests.instrument.recovery.injection_matrix [--every] [--value nan ...]      a table of counts
 """
 
 from __future__ import annotations
@@ -180,10 +180,12 @@ def main() -> int:
     """Run the matrix and print its counts."""
     parser = argparse.ArgumentParser(prog="python -m tests.instrument.recovery.injection_matrix", description=__doc__)
     parser.add_argument("--every", action="store_true", help="every combination, not the sample")
-    every = parser.parse_args().every
+    parser.add_argument("--value", nargs="+", choices=VALUES, default=VALUES, help="only these values")
+    arguments = parser.parse_args()
+    every = arguments.every
     write = sys.stdout.write
     plain: Counter[str] = Counter()
-    for place, value, optimizer in itertools.product(PLACES, VALUES, OPTIMIZERS):
+    for place, value, optimizer in itertools.product(PLACES, arguments.value, OPTIMIZERS):
         result = train(Case(place, value, optimizer))  # type: ignore[arg-type]
         plain["runs"] += 1
         plain["parameters"] += result.parameters > 0
@@ -195,6 +197,8 @@ def main() -> int:
     rows: dict[tuple[str, str], Counter[str]] = {}
     failures = []
     for case in cases(every=every):
+        if case.value not in arguments.value:
+            continue
         result = train(case)
         row = rows.setdefault((case.place, case.profile), Counter())
         row["runs"] += 1
