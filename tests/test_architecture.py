@@ -22,6 +22,7 @@ def modules_loaded_by(statement):
         ("import latent_drift.config; latent_drift.config.load()", {"torch", "libcst", "rich"}),
         ("import patches", {"torch", "libcst", "latent_drift", "typer"}),
         ("import patches.findings", {"torch", "libcst", "latent_drift", "typer", "packaging"}),
+        ("import instrument.session", {"jinja2", "libcst"}),
         ("import patches.rules", {"torch", "latent_drift", "instrument"}),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from instrument.report import folder as report_folder
+from instrument.report import page
 
 if TYPE_CHECKING:
     from instrument.history import StepRecord
@@ -32,6 +33,7 @@ class Journal:
         self._due = self._began + SECONDS_BETWEEN
         self._known = self._spent = 0.0
         report_folder.begin(folder)
+        page.template()
         self.stop = run.subscriptions.add(on_step=self.after_step, apart=True)
 
     def after_step(self, record: StepRecord) -> None:

@@ -7,11 +7,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import jinja2
-from markupsafe import Markup
 
 from instrument.events import CONSEQUENCES, Event
 from instrument.report import heatmap, timeline
@@ -21,6 +19,8 @@ from instrument.report.terminal import input_range, place, span
 from patches.findings import FINDINGS, Finding
 
 if TYPE_CHECKING:
+    import jinja2
+
     from instrument.report.folder import Report
 
 MOST_FINDINGS = 100
@@ -38,11 +38,7 @@ def _text(name: str) -> str:
     return (_HERE / name).read_text(encoding="utf-8")
 
 
-# Read and compiled at import: when the page is written, a script's own folder may stand first on sys.path.
 _STYLE, _SCRIPT = _text("page.css"), _text("page.js")
-_ENVIRONMENT = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-_ENVIRONMENT.filters["dedented"] = lambda lines: _dedented(lines)
-_TEMPLATE = _ENVIRONMENT.from_string(_text("page.html.j2"))
 _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
     f"script-src 'sha256-{base64.b64encode(hashlib.sha256(_SCRIPT.encode('utf-8')).digest()).decode('ascii')}'"
@@ -66,6 +62,17 @@ class Card:
     hunks: tuple[Hunk, ...]
 
 
+@cache
+def template() -> jinja2.Template:
+    """The page's template, compiled once. Loading jinja2 takes longer than all else here, so whoever writes no page does not; the runner asks for
+    it before the script starts, whose own folder stands first on sys.path from then on."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["dedented"] = _dedented
+    return environment.from_string(_text("page.html.j2"))
+
+
 def render(report: Report, fixes: Fixes) -> str:
     """The page of a report, with the changes that mend its findings. Every text of the script's is escaped; no script but ours can run in it."""
     cards = _cards(report, fixes)
@@ -81,11 +88,11 @@ def render(report: Report, fixes: Fixes) -> str:
         "marks": [[mark.step, mark.title] for _, marks in plot.lanes for mark in marks] if plot else [],
         "maps": [{"rows": found.rows, "steps": found.steps, "cells": found.cells} for _, found in maps],
     }
-    return _TEMPLATE.render(
+    return template().render(
         policy=_POLICY,
-        style=Markup(_STYLE),
-        script=Markup(_SCRIPT),
-        data=Markup(_json(data)),
+        style=_STYLE,
+        script=_SCRIPT,
+        data=_json(data),
         facts=report.facts,
         headline=_headline(report.facts, report.events),
         state=_state(report.facts),
