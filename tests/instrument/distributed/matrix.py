@@ -124,6 +124,18 @@ def cases(extent="full"):
         yield kind, place, policy, bad_rank
 
 
+def clipped_alike():
+    """The same model replicated and sharded, clipped hard: the norm over the shards is that of the whole."""
+    whole, counts = [], []
+    for kind in ("ddp", "fsdp2"):
+        with instrument.stable(profile="train", gradient={"clip": {"kind": "norm", "max_norm": 0.05}}) as run:
+            model, _ = train(kind, "forward", -1)
+        counts.append(run.tally.clipped)
+        parts = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
+        whole.append(torch.cat([p.detach().double().reshape(-1) for p in parts]))
+    return {"clipped": counts, "difference": float((whole[0] - whole[1]).abs().max())}
+
+
 def main():
     folder, extent = Path(sys.argv[1]), sys.argv[2]
     dist.init_process_group("gloo")
@@ -140,6 +152,7 @@ def main():
             model, optimizer = train(kind, "forward", -1)
         healthy = numbers(model, optimizer)
         results.append({"kind": kind, "place": "none", "events": len(run.events), "as_plain": torch.equal(healthy, expected[kind, "none"])})
+    results.append({"kind": "clip", "place": "none", **clipped_alike()})
     for kind, place, policy, bad_rank in cases(extent):
         began = time.perf_counter()
         with instrument.stable(profile="guard", gradient={"nonfinite": policy}) as run:

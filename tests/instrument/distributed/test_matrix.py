@@ -72,6 +72,14 @@ def check(results, case):
         assert f"rank {bad_rank}" in message or place == "update"
 
 
+def test_shards_are_clipped_by_the_norm_of_the_whole(results):
+    for rank in range(2):
+        told = results[rank]["clip", "none", None, None]
+        assert told["clipped"] == [matrix.STEPS, matrix.STEPS]
+        # Adam divides by the gradient's own scale: differences of rounding stay at some 1e-7 a step of 1e-2
+        assert told["difference"] < 1e-5
+
+
 def test_the_matrix_has_every_place_on_each_rank(results):
     assert set(itertools.product(("ddp-buffers", "fsdp2"), matrix.PLACES, ("skip",), (0, 1))) <= results[0].keys()
     assert results[0].keys() == results[1].keys()

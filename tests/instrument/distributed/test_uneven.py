@@ -12,7 +12,7 @@ pytestmark = pytest.mark.xdist_group("distributed-uneven")
 NO_PAUSE = 30.0
 """Seconds: half of what a process waits for one that does not come. A script takes one or two."""
 
-CASES = [(script.__name__, "both") for script in uneven.SCRIPTS] + [("several_passes_before_a_step", "only-0")]
+CASES = [(script.__name__, name) for script in uneven.SCRIPTS for name in uneven.variants(script)]
 
 FAULTY = ("steps_only_where_the_loss_is_finite", "one_rank_fails_again_and_again", "one_rank_of_shards_fails_again_and_again")
 
@@ -39,3 +39,11 @@ def test_it_runs_as_without_us(results, case):
         else:
             assert told["as_plain"]
             assert told["events"] == []
+
+
+def test_all_ranks_roll_back_together(results):
+    for script in uneven.AGAIN_AND_AGAIN:
+        here, there = (results[rank][script.__name__, "rollback"] for rank in range(2))
+        assert here["rolled_back"] == there["rolled_back"] == 1
+    here, there = (results[rank]["one_rank_fails_again_and_again", "rollback"] for rank in range(2))
+    assert here["parameters"] == there["parameters"], "copies are equal to the last bit"

@@ -193,7 +193,14 @@ SCRIPTS = [
     one_model_two_optimizers,
     several_passes_before_a_step,
 ]
-GUARDED = {"both": (0, 1), "only-0": (0,)}
+GUARDED = {"both": (0, 1), "only-0": (0,), "rollback": (0, 1)}
+AGAIN_AND_AGAIN = (one_rank_fails_again_and_again, one_rank_of_shards_fails_again_and_again)
+ROLLBACK = {"recovery": {"rollback": True, "rollback_after": 2, "snapshot_every": 1}}
+
+
+def variants(script):
+    """In which ways a script is run guarded."""
+    return ["both", *(["only-0"] if script is several_passes_before_a_step else []), *(["rollback"] if script in AGAIN_AND_AGAIN else [])]
 
 
 def numbers(model):
@@ -208,12 +215,11 @@ def main():
     results = []
     for script in SCRIPTS:
         plain = numbers(script(rank))
-        for name, guarded in GUARDED.items():
-            if name != "both" and script is not several_passes_before_a_step:
-                continue
+        for name in variants(script):
+            guarded, overrides = GUARDED[name], ROLLBACK if name == "rollback" else {}
             dist.barrier()
             began = time.perf_counter()
-            with instrument.stable(profile="guard") if rank in guarded else contextlib.nullcontext() as run:
+            with instrument.stable(profile="guard", **overrides) if rank in guarded else contextlib.nullcontext() as run:
                 mine = numbers(script(rank))
             results.append(
                 {
@@ -224,6 +230,8 @@ def main():
                     "finite": bool(mine.isfinite().all()),
                     "plain_is_finite": bool(plain.isfinite().all()),
                     "events": [e.code for e in run.events] if run is not None else [],
+                    "rolled_back": run.tally.rolled_back if run is not None else 0,
+                    "parameters": mine.tolist(),
                 }
             )
             (folder / f"{rank}.json").write_text(json.dumps(results), encoding="utf-8")
