@@ -113,13 +113,17 @@ def _look_at_losses(run: Run, roots: Sequence[Any]) -> bool:
 
 
 def _look_at(run: Run, root: Any) -> None:
-    if not is_plain(root) or root.numel() != 1:
+    if not isinstance(root, Tensor) or root.numel() != 1 or not is_plain(root):
         return
     if not root.is_cpu:
         run.history.see_loss_on_device(root)
         return
-    with without_function_modes():
-        value = run.history.loss = root.detach().item()
+    if function_modes():
+        with without_function_modes():
+            value = root.item()
+    else:
+        value = root.item()
+    run.history.loss = value
     if not math.isfinite(value) and not run.allows("backward"):
         run.blame([root])
         message = f"the loss is {value} when backward is called; its gradients are judged before use"
