@@ -29,6 +29,7 @@ from instrument.locate.amplification import Amplification, Amplifier
 from instrument.locate.births import Birth, Births
 from instrument.locate.graph import is_bad
 from instrument.locate.origin import feeding_parameters
+from instrument.locate.signs import Signs
 from instrument.locate.suspects import Located, Suspects
 from instrument.locate.trends import Trend, trend_of
 from instrument.locate.watch import Watch
@@ -107,6 +108,12 @@ class Run:
         self._first_cause: Event | None = None
         self.watch = Watch(config.anomaly.watch_steps)
         self.suspects = Suspects()
+        self.signs = Signs(
+            spike_ratio=config.gradient.spike_ratio,
+            warn_norm=config.gradient.warn_norm,
+            dead_steps=config.anomaly.dead_steps,
+            checks=config.anomaly.checks,
+        )
         self.amplification = Amplification()
         self._amplifier: Event | None = None
         self._trend: Trend | None = None
@@ -416,7 +423,7 @@ class Run:
         self.optimizers.add(optimizer)
         tally = self.tally
         tally.steps = max(tally.steps, count)
-        self.history.finish_step(tally.steps, optimizer, skipped=skipped)
+        self._look_for_signs(optimizer, skipped)
         if self._trend is not None:
             self._tell_trend()
         self._forget_step(healthy=not skipped)
@@ -427,6 +434,17 @@ class Run:
             tally.skipped_in_a_row = 0
         if self.subscriptions:
             self.subscriptions.tell(self.history.latest())
+
+    def _look_for_signs(self, optimizer: torch.optim.Optimizer, skipped: bool) -> None:
+        """Record the step, and say what in it is a warning. A gradient that was clipped has its own event."""
+        history = self.history
+        loss, norm, outcome = history.loss, history.norm, history.outcome
+        history.finish_step(self.tally.steps, optimizer, skipped=skipped)
+        if skipped or norm is None:
+            return
+        sign = self.signs.look(optimizer, None if loss is None else float(loss), norm if outcome == "stepped" else None, history)
+        if sign is not None:
+            self.note(sign.code, "warned", "step", message=sign.message)
 
     def update_by_hand_finished(self, leaves: Sequence[Tensor]) -> None:
         """Without an optimizer each backward counts as a step: its gradients are there, the update of `leaves` is still to come.

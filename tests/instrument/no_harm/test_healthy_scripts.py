@@ -75,7 +75,8 @@ def test_under_train_a_threshold_that_is_never_reached_changes_nothing(plain: Re
 def test_under_train_only_logged_clips_make_a_difference(plain: Results, tmp_path: Path, record_figures: Any) -> None:
     guarded = _run_all(tmp_path, json.dumps({"profile": "train"}))
     clipped = {name for name, found in guarded.items() if any(event[1] == "clipped" for event in found["events"])}
-    others = {name: found["events"] for name, found in guarded.items() if any(event[1] != "clipped" for event in found["events"])}
+    # A clip may be followed by the name of what made the gradient large: an observation under the same code.
+    others = {name: found["events"] for name, found in guarded.items() if any(event[0] != "NS507" for event in found["events"])}
     record_figures(
         "healthy scripts, train", scripts=len(guarded), clipped=len(clipped), other_events=len(others), differing=len(_changed(plain, guarded))
     )
