@@ -17,7 +17,7 @@ ON = {"rollback": True, "snapshot_every": 2, "rollback_after": 2, "lr_recovery_s
 
 
 class Training:
-    """A model with a normalisation layer, Adam, a schedule and a loss scale; `batch(index)` may be spoilt."""
+    """A model with a normalisation layer, Adam and a schedule; the gradients of a step may be spoilt."""
 
     def __init__(self, schedule=None):
         torch.manual_seed(0)
@@ -29,11 +29,12 @@ class Training:
 
     def step(self, *, bad=False):
         x = torch.randn(16, 4)
-        if bad:
-            x[0, 0] = math.nan
         self.optimizer.zero_grad()
         loss = (self.model(x) - x.sum(1, keepdim=True)).pow(2).mean()
         loss.backward()
+        if bad:  # what no guard can mend at a line
+            for parameter in self.model.parameters():
+                parameter.grad.fill_(math.nan)
         used = []
         handle = self.optimizer.register_step_pre_hook(lambda o, a, k: used.append(float(o.param_groups[0]["lr"])))
         self.optimizer.step()
@@ -127,7 +128,8 @@ def test_the_learning_rate_is_backed_off_and_returns_while_a_schedule_goes_on():
 def test_repeated_returns_to_one_copy_back_off_further_and_then_give_up():
     training = Training(lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0))
     factors = []
-    with instrument.stable(profile="guard", recovery={**ON, "retries": 2, "snapshot_every": 100}) as run:
+    # Watched, the line that spoils the gradients would be mended.
+    with instrument.stable(profile="guard", anomaly={"watch_steps": 0}, recovery={**ON, "retries": 2, "snapshot_every": 100}) as run:
         training.step()
         for _ in range(2):
             training.step(bad=True)
@@ -143,7 +145,7 @@ def test_repeated_returns_to_one_copy_back_off_further_and_then_give_up():
 def test_the_second_return_to_a_copy_does_not_repeat_its_draws():
     training = Training()
     draws = []
-    with instrument.stable(profile="guard", recovery={**ON, "rollback_after": 1, "snapshot_every": 100}):
+    with instrument.stable(profile="guard", anomaly={"watch_steps": 0}, recovery={**ON, "rollback_after": 1, "snapshot_every": 100}):
         for _ in range(3):
             training.step(bad=True)
             draws.append(torch.rand(1).item())
