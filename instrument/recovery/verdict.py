@@ -140,6 +140,8 @@ class Verdicts:
         self._depth += 1
         if self._depth != 1 or self._replaying or torch.compiler.is_compiling() or len(self._calls) >= MOST_CALLS or not torch.is_grad_enabled():
             return
+        if _in_transform() is not None or _tracing() is not None:
+            return  # a call of the inside of a transform means nothing outside of it
         with torch.no_grad(), without_function_modes():
             self._calls.append(
                 _Call(
@@ -213,6 +215,10 @@ class Verdicts:
             )
         elif verdict.kind == "persistent":
             run.note("NS506", "observed", "replay", message=f"persistent: {verdict.reason}: the fault lies in the numbers")
+
+
+_in_transform = torch._C._functorch.peek_interpreter_stack
+_tracing = torch._C._get_tracing_state
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

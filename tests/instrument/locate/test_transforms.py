@@ -88,3 +88,19 @@ def test_compiled_whole_graphs_still_differentiate():
         inside = torch.compile(derivative, backend="eager", fullgraph=True)(x)
     assert torch.equal(inside, expected)
     assert not run.events
+
+
+def test_a_module_that_is_called_inside_a_transform_is_not_replayed_outside_of_it():
+    net = torch.nn.Linear(3, 1)
+    parameters = {name: p.detach() for name, p in net.named_parameters()}
+    x = torch.randn(20, 3) * 200
+
+    def loss(parameters):
+        return torch.log(1 + torch.exp(functional_call(net, parameters, (x,)))).mean()
+
+    with instrument.stable() as run:
+        for _ in range(5):
+            gradients = torch.func.grad(loss)(parameters)
+            parameters = {name: parameters[name] - 0.01 * gradients[name] for name in parameters}
+    assert all(torch.isfinite(p).all() for p in parameters.values())
+    assert run.first_cause.source == "return torch.log(1 + torch.exp(functional_call(net, parameters, (x,)))).mean()"
