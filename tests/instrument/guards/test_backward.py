@@ -147,5 +147,5 @@ def test_a_nan_loss_under_a_scaler_is_reported_although_the_scaler_skips():
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
-    assert [e.code for e in run.events] == ["NS509"]
+    assert [e.code for e in run.events] == ["NS509", "NS803"], "the loss, and the data that made it so"
     assert run.events[0].file == __file__
