@@ -11,6 +11,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+# The installing ones, which stand after a mark, are what the gate itself runs.
+SHELL_BLOCKS = re.findall(r"(?<!-->\n)```bash\n(.*?)```", TEXT, flags=re.DOTALL)
+
+SCRIPT = """
+import torch
+import torch.nn.functional as F
+
+p = torch.nn.Parameter(torch.tensor([1.0, 120.0]))
+optimizer = torch.optim.SGD([p], lr=0.1)
+for _ in range(3):
+    optimizer.zero_grad()
+    F.softmax(torch.full((1, 2), float("-inf")), dim=-1)
+    (p.exp() - p).mean().backward()
+    optimizer.step()
+"""
 
 
 def test_there_are_examples_and_both_commands():
@@ -26,6 +41,26 @@ def test_python_example_runs(index, tmp_path):
     script.write_text(BLOCKS[index], encoding="utf-8")
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture
+def surroundings(tmp_path):
+    """A folder with what the commands name, and an environment that finds the commands."""
+    for path in ("train.py", "package/train.py", "src/model.py", "tests/test_model.py"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(SCRIPT if "test_" not in path else "def test_nothing():\n    pass\n", encoding="utf-8")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return tmp_path, {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize("block", SHELL_BLOCKS, ids=lambda block: block.partition("#")[0].strip())
+def test_shell_example_runs(block, surroundings):
+    folder, environment = surroundings
+    for line in block.splitlines():
+        result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=folder, env=environment, timeout=280, check=False)
+        # 1 is an answer (findings, a script that fails plain); 2 and above, and 127, mean that it was asked wrongly
+        assert result.returncode in (0, 1), f"{line}\n{result.stderr}"
+        assert result.returncode == 0 or line.startswith(("python -m patches", "python train.py")), f"{line}\n{result.stderr}"
 
 
 @pytest.mark.parametrize(
