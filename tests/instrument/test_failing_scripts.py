@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from instrument.events import CONSEQUENCES
+
 FOLDER = Path(__file__).parent / "scripts"
 SCRIPTS = sorted((FOLDER / "failing").glob("*.py"))
 NOT_SAVED: set[str] = set()
 NOT_LOCATED: set[str] = set()
+WITHOUT_NUMBERS = {"empty_mean"}  # of nothing there is no range
 
 
 def drive(profile):
@@ -57,3 +60,19 @@ def test_the_line_of_birth_is_named(rows):
         if rows["train"][script.stem]["named"] != declared[0]:
             wrong.add(script.stem)
     assert wrong == NOT_LOCATED
+
+
+@pytest.mark.xdist_group("failing scripts")
+def test_each_located_case_says_what_went_in(rows):
+    without_numbers = set()
+    for name, row in rows["train"].items():
+        cause = row["cause"]
+        assert cause["file"].endswith(f"{name}.py")
+        assert cause["source"]
+        assert cause["message"]
+        assert 0 <= cause["step"] <= row["steps"]
+        if cause["dtype"] is None or (cause["minimum"] is None and not cause["nan"] + cause["inf"]):
+            without_numbers.add(name)
+    # An optimizer's own update, or a rate, has no tensor that went into an operation.
+    allowed = CONSEQUENCES | {"NS512"}
+    assert {name for name in without_numbers if rows["train"][name]["cause"]["code"] not in allowed} == WITHOUT_NUMBERS

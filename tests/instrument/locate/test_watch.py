@@ -173,3 +173,19 @@ def test_functional_training_is_mended_as_well():
     assert not math.isfinite(losses[0]), "negative control"
     assert math.isfinite(losses[-1]), run.summary()
     assert run.tally.steps == 8
+
+
+def test_the_backward_of_a_hand_written_function_is_named_where_its_forward_result_was_masked():
+    class Log1mExp(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return torch.log(1 - torch.exp(-x))
+
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            return g / (torch.exp(x) - 1)  # birth: in backward
+
+    masked = train(lambda p, index: torch.where(p > 9, Log1mExp.apply(p * 0), p))
+    assert masked.first_cause.line == line_of("birth: in backward"), masked.summary()
