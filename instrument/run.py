@@ -296,6 +296,11 @@ class Run:
             self.smallest_exp_bound = bounds_by_op(self.policy, tightness=self.tightness)
             self.exp_threshold = thresholds_by_op(self.smallest_exp_bound)
 
+    def blame_births(self) -> None:
+        """A number that is not finite arrived where no loss or gradient shows it, in a learning rate: if one was born in this step, it is that."""
+        if self._births.origin() is not None:
+            self.blame()
+
     def meet_graph(self, roots: Sequence[Any]) -> None:
         """A backward pass begins: if a node of an earlier step's graph is wanted, its line may be known from this one."""
         if self.suspects.pending is not None:

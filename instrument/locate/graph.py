@@ -55,6 +55,9 @@ _AGAIN: dict[str, Callable[[Any, Mapping[str, Tensor]], Tensor]] = {
 _CANNOT_MAKE_NAN = ("Add", "Sub", "Sum", "Mean")  # of finite numbers: they overflow to Inf first
 
 
+_MASKS = ("MaskedFill", "Where", "MaskedScatter", "IndexFill")
+
+
 def _linear(node: Any, saved: Mapping[str, Tensor]) -> Tensor:
     """A linear layer's result. Its weight is saved only if its input wants a gradient, but it stands behind the node either way."""
     bias, _, transposed = (following for following, _ in node.next_functions)
@@ -295,7 +298,13 @@ class _Reading:
         bad = self._bad_values.get(node)
         makers = [n for n in region if not n.name().startswith(_MOVES)] or [node]
         if bad is not None and bool(torch.isnan(bad).any()):
-            makers = [n for n in makers if not n.name().startswith(_CANNOT_MAKE_NAN)] or makers
+            # A mask brings infinities that are meant; where one is, the difference of two of them is NaN, and nothing before the mask is to
+            # blame.
+            masked = next((self._position[n] for n in region if n.name().startswith(_MASKS)), None)
+            if masked is not None:
+                makers = [n for n in makers if self._position[n] > masked] or makers
+            else:
+                makers = [n for n in makers if not n.name().startswith(_CANNOT_MAKE_NAN)] or makers
         maker = makers[0]
         what = kinds(bad) if bad is not None else "non-finite"
         if bad is not None and all(n.name().startswith((*_CANNOT_MAKE_NAN, *_MOVES)) for n in region):

@@ -164,8 +164,8 @@ class Watching(TorchFunctionMode):
             return result
         if is_transformed(result):
             return self._mended_inside(run, name, result)
-        if not is_plain(result):
-            return result
+        if not is_plain(result) or next(tensors_in((args, kwargs)), None) is None:
+            return result  # what is made of no tensor (torch.full of NaN) is meant so
         bad = is_bad(result)
         if not bad and result.grad_fn is None:
             return result

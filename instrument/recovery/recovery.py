@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,8 @@ class Recovery:
         if not self._act:
             done = "nothing was altered"
         message = f"{name} has a learning rate of {found.given:g}; {done}"
+        if not math.isfinite(found.given):
+            run.blame_births()
         action: Action = "observed" if not self._act else "repaired" if found.used is not None else "skipped"
         run.note("NS512", action, "learning rate", message=message)
 
