@@ -15,19 +15,19 @@ def attention(scores, keep):
 
 def train(steps, bad):
     torch.manual_seed(0)
-    net = nn.Linear(5, 5)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    net, out = nn.Linear(5, 5), nn.Linear(5, 5)
+    optimizer = torch.optim.Adam([*net.parameters(), *out.parameters()], lr=1e-2)
     for step in range(steps):
         x = torch.randn(4, 5)
         keep = torch.rand(4, 5) > 0.2
         keep[:, 0] = True
         if step == bad:
             keep[2] = False
-        loss = (attention(net(x), keep) - x).pow(2).mean()
+        loss = (out(attention(net(x), keep)) - x).pow(2).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return net.weight.detach()
+    return out.weight.detach()
 
 
 def test_the_difference_is_named_not_what_came_before_the_mask():
