@@ -142,7 +142,7 @@ def train_ode(
         GiveUpError: too many skipped steps in a row.
 
     *Numerics*: "float16" on a processor without float16 arithmetic forms its products in float32 from rounded operands
-    (`float16_products`): the values of float16 units, in a seventh of the time of torch's scalar fallback.
+    (`float16_products`): the values of float16 units, in a sixth of the time of torch's scalar fallback.
     """
     require_size(n_iter, "n_iter", "train_ode", at_least=0)
     require_size(first_step, "first_step", "train_ode", at_least=0)
