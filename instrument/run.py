@@ -27,6 +27,7 @@ from instrument.history import History
 from instrument.layer_norms import LayerNorms
 from instrument.locate.amplification import Amplification, Amplifier
 from instrument.locate.births import Birth, Births
+from instrument.locate.compiled import Compiled
 from instrument.locate.graph import is_bad
 from instrument.locate.origin import feeding_parameters
 from instrument.locate.signs import Signs
@@ -107,6 +108,7 @@ class Run:
         self._explained = False
         self._first_cause: Event | None = None
         self.watch = Watch(config.anomaly.watch_steps)
+        self.compiled = Compiled()
         self.suspects = Suspects()
         self.signs = Signs(
             spike_ratio=config.gradient.spike_ratio,
@@ -259,6 +261,7 @@ class Run:
         if self._blamed:
             return
         self._blamed = True
+        self.compiled.failed()
         self._trend = self._trend or trend_of(self.history.leading_here())
         new = [place for place in self._fired if place not in self._armed]
         origin = self._births.origin(loss_is_finite=not roots)
@@ -591,6 +594,7 @@ class Run:
             **asdict(self.tally),
             **self.recovery.facts(),
             "watched_steps": self.watch.steps,
+            "not_watched": [asdict(function) for function in self.compiled.unseen],
             "first_cause": None if cause is None else cause.where,
             "first_cause_code": None if cause is None else cause.code,
             "events": len(self.log),

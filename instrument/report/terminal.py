@@ -17,6 +17,8 @@ from patches.findings import FINDINGS
 _NARROWEST_TEXT = 16
 """Columns below which prose is not wrapped any further."""
 
+UNSEEN = "compiled code was not watched inside"
+
 _OTHER_CELLS = 2 + 2 + 5 + 2 + 20 + 2 + 11 + 2 + 6 + 2 + 9
 """Columns of a row beside its place."""
 
@@ -121,6 +123,8 @@ def summary_table(
         out.text("remedies", 2)
         for code in dict.fromkeys(e.code for e in events):
             out.text(f"{code}: {FINDINGS[code].remedy}", 4 if narrow else 6)
+    for entry in not_watched(facts):
+        out.whole(f"{UNSEEN}: {entry}", 2)
     out.text(counts(facts), 2)
     return "\n".join(out.lines)
 
@@ -165,6 +169,11 @@ def _first_cause(out: _Layout, cause: Event, sources: Mapping[str, Lines], narro
         out.text(f"first cause: {place(cause)}  {summary}", 2)
     for number, text in excerpt(cause, sources).items():
         out.whole(f"{'>' if number == cause.line else ' '} {number:>5} | {text}", 2 if narrow else 6)
+
+
+def not_watched(facts: Mapping[str, Any]) -> list[str]:
+    """`file:line name` of each function that ran as compiled code in a run that failed."""
+    return [f"{shown_path(function['file'])}:{function['line']} {function['name']}" for function in facts.get("not_watched", ())]
 
 
 def counts(facts: Mapping[str, Any]) -> str:
