@@ -273,7 +273,8 @@ class Run:
         elif origin is not None and not (origin.weak and self.suspects.pending is not None):
             self._explained = True
             if origin.event is None:
-                self._name(self._event(origin.code, "observed", origin.op, origin.message, origin.site, None, origin.facts, trend=self._trend_text()))
+                code, message, trend = self._cause_of(origin.code, origin.message, origin.site)
+                self._name(self._event(code, "observed", origin.op, message, origin.site, None, origin.facts, trend=trend))
             else:
                 self._first_cause = self._first_cause or origin.event
             self.suspects.drop()
@@ -316,8 +317,8 @@ class Run:
         suspect = located.suspect
         facts = suspect.facts if located.module is None else {**suspect.facts, "module": located.module}
         self._explained = True
-        trend = self._trend_text()
-        self._name(self._event(suspect.code, "observed", suspect.op, suspect.message, located.site, None, facts, step=suspect.step, trend=trend))
+        code, message, trend = self._cause_of(suspect.code, suspect.message, located.site)
+        self._name(self._event(code, "observed", suspect.op, message, located.site, None, facts, step=suspect.step, trend=trend))
 
     def _mend_parameters(self) -> None:
         """Set what is not finite in parameters that came in so to 0: while it is there every step fails."""
@@ -334,8 +335,14 @@ class Run:
         event = self.log.record(event)
         self._first_cause = self._first_cause or event
 
-    def _trend_text(self) -> str | None:
-        return None if self._trend is None else self._trend.text
+    def _cause_of(self, code: str, message: str, site: Site | None) -> tuple[str, str, str | None]:
+        """The code, the message and the trend of an origin. A line whose results grew from call to call is an exploding recurrence."""
+        before = None if self._trend is None else self._trend.text
+        grown = None if site is None else self.watch.recurrence_at(site)
+        if grown is None:
+            return code, message, before
+        said = f"within the step the result of this line {grown.over('call')}: an exploding recurrence"
+        return "NS806" if code == "NS805" else code, f"{message}; {said}", said if before is None else f"{said}; {before}"
 
     def _tell_trend(self) -> None:
         """Say the trend at the line that steps. A learning rate that grew without bound is the cause, wherever the numbers overflowed."""

@@ -12,6 +12,7 @@ from instrument.history import StepRecord
 FEWEST_STEPS = 4
 LEAST_GROWTH = 30.0  # in all: noise of batches stays below
 MOSTLY = 0.7  # of the steps rise
+EXPLODED = 1e4  # float16 overflows at 6.5e4
 RUNAWAY_GROWTH = 1e3
 RUNAWAY_RATE = 1.0
 """A schedule that brought the rate up a thousandfold, to 1 and more, is the cause itself: warm-up ends below, and an optimizer's step of 1 is larger
@@ -31,8 +32,12 @@ class Growth:
         """The mean factor of one step."""
         return math.exp((math.log(self.last) - math.log(self.first)) / self.steps)
 
+    def over(self, unit: str) -> str:
+        """The growth in words, by the unit (`step`, `call`) that it is counted in."""
+        return f"grew {self.factor:.3g} x a {unit} over the last {self.steps} {unit}s, from {self.first:.3g} to {self.last:.3g}"
+
     def __str__(self) -> str:
-        return f"grew {self.factor:.3g} x a step over the last {self.steps} steps, from {self.first:.3g} to {self.last:.3g}"
+        return self.over("step")
 
 
 def growth(values: Sequence[float | None], least: float = LEAST_GROWTH) -> Growth | None:
@@ -51,6 +56,12 @@ def growth(values: Sequence[float | None], least: float = LEAST_GROWTH) -> Growt
     if part[-1] < least * part[0] or rising < MOSTLY * (len(part) - 1):
         return None
     return Growth(part[0], part[-1], len(part) - 1)
+
+
+def recurrence(sizes: Sequence[float]) -> Growth | None:
+    """The growth of results of one line from call to call within one step, in order of the calls, if it is of a recurrence that explodes: layers
+    that follow one another amplify, but not by so much in all."""
+    return growth(sizes, least=EXPLODED)
 
 
 @dataclass(frozen=True, slots=True)

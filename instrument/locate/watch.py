@@ -8,6 +8,7 @@ nothing otherwise. It sees the thread that failed, and operations that are calle
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import weakref
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from instrument.callsite import module_path
+from instrument.events import Site
 from instrument.guards.base import is_compiling
 from instrument.guards.loading import loaded_at
 from instrument.guards.parameter_names import parameter_names
@@ -29,6 +31,7 @@ from instrument.interception import Replacement, replace_attribute, restore
 from instrument.locate.graph import Place, is_bad
 from instrument.locate.origin import kinds, spread, variable_name
 from instrument.locate.transforms import bare, is_transformed, nodes
+from instrument.locate.trends import Growth, recurrence
 from instrument.runtime import QUIET, is_plain
 from latent_drift.numerics.finite import largest_magnitude
 
@@ -107,6 +110,8 @@ class Watching(TorchFunctionMode):
         """Where the graph's nodes of this step were made."""
         self.entered: dict[int, tuple[Tensor, Place]] = {}
         """Tensors of this step that were computed from data with a hole, and the line at which that data entered; kept alive so that ids stay."""
+        self.sizes: dict[tuple[str, int], dict[str, list[float]]] = {}
+        """The largest magnitude of each finite result of this step, in order of the calls, by line and operation."""
         self.done = False
         self.mending = False
 
@@ -139,8 +144,11 @@ class Watching(TorchFunctionMode):
                 if not before or (not nan_before and bool(torch.isnan(out.detach()).any())):
                     self._born(run, function, name, out, args, kwargs)
             if is_plain(out):
-                for node in nodes(given):
+                made_by = nodes(given)
+                for node in made_by:
                     self._check_backward(run, name, node)
+                if made_by and out.numel():
+                    self._measure(name, out, self.places.get(made_by[0]))
         return result
 
     def _follow_data(self, run: Run, before: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
@@ -287,6 +295,11 @@ class Watching(TorchFunctionMode):
                 self._hooked.add(candidate)
                 candidate.register_hook(self._backward_check(called, site))
 
+    def _measure(self, name: str, out: Tensor, place: Place | None) -> None:
+        """Note how large a result is: at the line of a recurrence it grows from call to call."""
+        if place is not None and math.isfinite(size := largest_magnitude(out).item()):
+            self.sizes.setdefault((place[0].file, place[0].line), {}).setdefault(name, []).append(size)
+
     def _backward_check(self, name: str, site: Any) -> Any:
         reference = self._run
 
@@ -308,6 +321,7 @@ class Watching(TorchFunctionMode):
         self._hooked.clear()
         self.places.clear()
         self.entered.clear()
+        self.sizes.clear()
 
 
 def _qualified(function: Any) -> str:
@@ -335,6 +349,12 @@ class Watch:
         """The line at which the bad data that this tensor was computed from entered the step that is being watched."""
         known = None if self._mode is None else self._mode.entered.get(id(x))
         return None if known is None else known[1]
+
+    def recurrence_at(self, site: Site) -> Growth | None:
+        """How the results of this line grew from call to call in the step that is being watched, if they did so without bound."""
+        series = {} if self._mode is None else self._mode.sizes.get((site.file, site.line), {})
+        found = [grown for sizes in series.values() if (grown := recurrence(sizes)) is not None]
+        return max(found, key=lambda grown: grown.steps, default=None)
 
     @property
     def is_on(self) -> bool:
