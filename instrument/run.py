@@ -515,6 +515,7 @@ class Run:
         located = self.suspects.give_up()
         if located is not None and all(event.code in CONSEQUENCES for event in self.log):
             self._record_located(located)
+        self.watch.stop()  # what was found at the end may have asked for a watch that no step will follow
 
     def put_parameters_back(self) -> bool:
         """Restore parameters that an update made non-finite where no optimizer's guard stood, if copies from before it are held; returns whether

@@ -11,12 +11,14 @@ plain attributes and the run's own log as they were; what a forward pass does ou
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
@@ -88,6 +90,11 @@ class Verdicts:
         if is_at_work():
             return  # a model's forward pass may wait for other processes, whose step has not failed
         self._judged = True
+        if "torch._dynamo" in sys.modules and torch._dynamo.utils.counters["frames"]:
+            # A compiled module warns about hooks on modules, and would be compiled anew for them.
+            self._wanted = False
+            self._give(run, Verdict("unknown", "compiled code is not called once more", run.tally.steps))
+            return
         if not self._handles:
             self._start()
             return
@@ -112,6 +119,7 @@ class Verdicts:
     def close(self, run: Run) -> None:
         """The block closes: a fault that was never replayed has no verdict."""
         failed = bool(self._handles) or self._left < 0
+        self._wanted = False
         self.stop()
         if failed and not self.given:
             reason = (
@@ -123,6 +131,7 @@ class Verdicts:
         """Keep no more calls."""
         for handle in self._handles:
             handle.remove()
+            module_hooks._global_forward_hooks_with_kwargs.pop(handle.id, None)  # this table torch's handle forgets
         self._left = -1 if self._handles else self._left
         self._handles.clear()
         self._calls.clear()
@@ -154,7 +163,9 @@ class Verdicts:
                 )
             )
 
-    def _after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    def _after(self, module: nn.Module, args: Any, *rest: Any) -> None:
+        # Where the call itself raised, torch calls a hook that always wants to be called without the keywords.
+        kwargs, output = rest if len(rest) == 2 else ({}, rest[-1])
         self._depth = max(0, self._depth - 1)
         if self._depth == 0 and not self._replaying and self._calls and self._calls[-1].module is module and self._calls[-1].result is None:
             with torch.no_grad(), without_function_modes():

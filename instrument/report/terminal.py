@@ -113,9 +113,10 @@ def summary_table(
     state = facts.get("state", "finished")
     if state != "finished":
         out.text("this run has not ended, or was killed: what follows is as of its last word" if state == "running" else f"the run {state}", 2)
-    if not events:
+    quiet = all(e.action == "warned" for e in events)
+    if quiet:
         out.text(f"nothing had to be done in {facts['steps']} optimizer steps ({facts['intercepted']} operations were guarded)", 2)
-    else:
+    if events:
         narrow = width is not None and _place_width(events) + _OTHER_CELLS > width
         (_stacked if narrow else _side_by_side)(out, events)
         if first_cause is not None:

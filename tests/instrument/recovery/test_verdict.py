@@ -149,3 +149,20 @@ def test_arguments_by_name_and_nested_are_replayed(keywords):
 
     run = train(Nested(), loss_of=loss_of)
     assert [v.kind for v in run.recovery.verdicts.given] == ["persistent"]
+
+
+def test_no_hook_is_left_behind():
+    tables = [name for name in vars(torch.nn.modules.module) if name.startswith("_global_") and name.endswith(("hooks", "called", "with_kwargs"))]
+    assert len(tables) >= 6
+    before = {name: dict(getattr(torch.nn.modules.module, name)) for name in tables}
+    torch.manual_seed(0)
+    net = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with instrument.stable() as run:
+        for step in range(4):
+            optimizer.zero_grad()
+            (net(torch.randn(4, 3)).mean() * (float("nan") if step == 1 else 1.0)).backward()
+            optimizer.step()
+    assert run.recovery.verdicts.given, "calls were kept, or nothing is shown"
+    assert {name: dict(getattr(torch.nn.modules.module, name)) for name in tables} == before
+    assert not torch.nn.modules.module._has_any_global_hook()
