@@ -24,7 +24,7 @@ import gc
 import random
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import TracebackType
@@ -37,6 +37,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.optim import Optimizer
 
 from instrument.interception import Replacement, replace_attribute
+from instrument.tensors import leaves_behind, tensors_in
 from latent_drift.errors import UsageError
 
 Place = Literal["input", "weight", "buffer", "activation", "loss", "gradient", "state", "lr", "loss_scale"]
@@ -246,7 +247,7 @@ class inject:  # it reads as a verb: `with inject("gradient", "nan", step=3):`
         self._depth -= 1
         if self.place != "activation" or module is not self._chosen or not self._due():
             return None
-        found = next((t for t in _tensors(output) if t.is_floating_point() and t.numel()), None)
+        found = next((t for t in tensors_in(output) if t.is_floating_point() and t.numel()), None)
         if found is None:
             return None
         spoilt = self._spoilt(found, self._path(module) or type(module).__name__)
@@ -271,7 +272,7 @@ class inject:  # it reads as a verb: `with inject("gradient", "nan", step=3):`
         return next((path for path, m in model.named_modules() if m is module), "") if model is not None else ""
 
     def _spoilt_arguments(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        found = next((t for t in _tensors(args) if t.is_floating_point() and t.numel()), None)
+        found = next((t for t in tensors_in(args) if t.is_floating_point() and t.numel()), None)
         if found is None:
             return None
         changed: tuple[Any, ...] = _exchanged(args, found, self._spoilt(found, f"argument of {self._path(module) or type(module).__name__}"))
@@ -432,13 +433,13 @@ class _Backward:
         if not owner._due():
             return None
         if owner.place == "state":
-            owner._spoil_state(_leaves(self._roots))
+            owner._spoil_state(leaves_behind(self._roots))
         elif owner.place == "lr":
-            owner._spoil_rates(_leaves(self._roots))
+            owner._spoil_rates(leaves_behind(self._roots))
         elif owner.place == "loss":
             return self._spoilt_roots()
         elif owner.place == "gradient":
-            leaves = [leaf for leaf in _leaves(self._roots) if leaf.is_floating_point() and leaf.numel()]
+            leaves = [leaf for leaf in leaves_behind(self._roots) if leaf.is_floating_point() and leaf.numel()]
             if leaves:
                 self._handles.append(owner._random.choice(leaves).register_hook(self._on_gradient))
         return None
@@ -481,17 +482,6 @@ def _restore(written: _Written) -> None:
         written.tensor.copy_(changed.view(written.tensor.shape))
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-
-
 def _exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
     """Nested data with one tensor exchanged."""
     if value is old:
@@ -504,22 +494,6 @@ def _exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
     if isinstance(value, dict):
         return {key: _exchanged(item, old, new) for key, item in value.items()}
     return value
-
-
-def _leaves(roots: list[Any]) -> list[Tensor]:
-    pending = [root.grad_fn for root in roots if isinstance(root, Tensor) and root.grad_fn is not None]
-    seen: set[Any] = set(pending)
-    leaves: list[Tensor] = []
-    while pending:
-        node = pending.pop()
-        variable = getattr(node, "variable", None)
-        if isinstance(variable, Tensor):
-            leaves.append(variable)
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                pending.append(following)
-    return leaves
 
 
 def _optimizers_of(leaves: list[Tensor]) -> list[Optimizer]:

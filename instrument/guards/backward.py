@@ -24,6 +24,7 @@ from instrument.guards.base import Function, Spelling, is_compiling, mimic
 from instrument.guards.parameter_names import parameter_names
 from instrument.run import Run
 from instrument.runtime import RUNTIME, function_modes, is_plain, without_function_modes
+from instrument.tensors import leaves_behind
 from latent_drift.numerics.finite import is_finite
 from latent_drift.numerics.gradients import global_norm, zero_nonfinite_
 
@@ -162,7 +163,7 @@ def _nobody_steps(run: Run, roots: Sequence[Any]) -> bool:
     stepped = {id(p) for optimizer in list(run.optimizers) for group in optimizer.param_groups for p in group["params"]}
     # The leaves of a sharded model are whole parameters that are there for one pass; what its optimizer holds are the shards.
     sharded = any(is_sharded(p) for optimizer in list(run.optimizers) for group in optimizer.param_groups for p in group["params"])
-    run.updates_by_hand = not sharded and any(id(leaf) not in stepped for leaf in _leaves(roots))
+    run.updates_by_hand = not sharded and any(id(leaf) not in stepped for leaf in leaves_behind(roots))
     return run.updates_by_hand
 
 
@@ -174,26 +175,9 @@ def _find_optimizers(run: Run) -> None:
         run.backward_calls = 1
 
 
-def _leaves(roots: Sequence[Any]) -> list[Tensor]:
-    """The leaf tensors that a backward pass from these roots reaches."""
-    pending = [root.grad_fn for root in roots if isinstance(root, Tensor) and root.grad_fn is not None]
-    seen: set[Any] = set(pending)
-    leaves: list[Tensor] = []
-    while pending:
-        node = pending.pop()
-        variable = getattr(node, "variable", None)
-        if isinstance(variable, Tensor):
-            leaves.append(variable)
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                pending.append(following)
-    return leaves
-
-
 def _judge_leaves(run: Run, roots: Sequence[Any]) -> None:
     stepped = {id(p) for optimizer in list(run.optimizers) for group in optimizer.param_groups for p in group["params"]}
-    leaves = [leaf for leaf in _leaves(roots) if leaf.grad is not None and id(leaf) not in stepped]
+    leaves = [leaf for leaf in leaves_behind(roots) if leaf.grad is not None and id(leaf) not in stepped]
     run.kept.meet(leaves)
     with torch.no_grad(), without_function_modes():
         norm = run.history.norm = global_norm([leaf.grad for leaf in leaves if leaf.grad is not None])

@@ -11,7 +11,6 @@ import functools
 import math
 import sys
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,7 @@ from instrument.locate.origin import kinds, spread, variable_name
 from instrument.locate.transforms import bare, is_transformed, nodes
 from instrument.locate.trends import Growth, recurrence
 from instrument.runtime import QUIET, is_plain
+from instrument.tensors import tensors_in
 from latent_drift.numerics.finite import largest_magnitude
 
 if TYPE_CHECKING:
@@ -71,18 +71,6 @@ def _is_bookkeeping() -> bool:
             return True
         frame = frame.f_back
     return str(frame.f_globals.get("__name__", "")).startswith("latent_drift.numerics")
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested arguments or results, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
 
 
 _LOADERS = str(Path(torch.utils.data.__file__).parent)

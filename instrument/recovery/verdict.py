@@ -24,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from instrument.distributed.agreement import is_at_work
 from instrument.runtime import without_function_modes
+from instrument.tensors import tensors_in
 from latent_drift.numerics.finite import is_finite
 from latent_drift.numerics.snapshot import RandomSnapshot
 
@@ -170,7 +171,7 @@ class Verdicts:
         if self._depth == 0 and not self._replaying and self._calls and self._calls[-1].module is module and self._calls[-1].result is None:
             with torch.no_grad(), without_function_modes():
                 self._calls[-1].kwargs = _cloned(kwargs)  # a global hook is given them only now
-                self._calls[-1].result = [t.detach().clone() for t in _tensors(output)]
+                self._calls[-1].result = [t.detach().clone() for t in _results(output)]
 
     def _replay(self, run: Run) -> Verdict | None:
         step = run.tally.steps
@@ -206,7 +207,7 @@ class Verdicts:
             for module, values in call.attributes:
                 vars(module).update(values)
             with torch.enable_grad():
-                return [t.detach() for t in _tensors(call.module(*_cloned(call.args), **_cloned(call.kwargs)))]
+                return [t.detach() for t in _results(call.module(*_cloned(call.args), **_cloned(call.kwargs)))]
         finally:
             self._replaying = False
             resume()
@@ -232,16 +233,8 @@ _in_transform = torch._C._functorch.peek_interpreter_stack
 _tracing = torch._C._get_tracing_state
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        if value.is_floating_point() or value.is_complex():
-            yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
+def _results(value: Any) -> Iterator[Tensor]:
+    return (x for x in tensors_in(value) if x.is_floating_point() or x.is_complex())
 
 
 def _cloned(value: Any) -> Any:

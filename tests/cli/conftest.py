@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 import latent_drift.cli
-from latent_drift.config.sources import ENVIRONMENT
+from tests.projects import project
+
+__all__ = ["project"]  # a fixture of every test here
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,6 @@ class Outcome:
 
 
 Run = Callable[..., Outcome]
-
-
-@pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: below a bare pyproject.toml, which ends the walk upward."""
-    (tmp_path / "pyproject.toml").write_text("")
-    directory = tmp_path / "project"
-    directory.mkdir()
-    monkeypatch.chdir(directory)
-    monkeypatch.delenv(ENVIRONMENT, raising=False)
-    return directory
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def _loss_and_gradients(function: Any, model: nn.Module, batch: tuple[Tensor, ..
     return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def _require_agreement(kind: str, backend: str, training: bool, dtype: torch.dtype | None, legacy_compat: bool = False, rtol: float = 1e-5) -> None:
+def assert_agreement(kind: str, backend: str, training: bool, dtype: torch.dtype | None, legacy_compat: bool = False, rtol: float = 1e-5) -> None:
     plain = _model(kind, legacy_compat).train(training)
     same = copy.deepcopy(plain)
     expected, gradients = _loss_and_gradients(plain, plain, _batch(kind), dtype)
@@ -68,23 +68,23 @@ def _require_agreement(kind: str, backend: str, training: bool, dtype: torch.dty
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("kind", MODELS)
 def test_traced_whole_it_agrees(kind: str, training: bool) -> None:
-    _require_agreement(kind, "eager", training, None)
+    assert_agreement(kind, "eager", training, None)
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_differentiated_ahead_of_time_it_agrees(kind: str) -> None:
-    _require_agreement(kind, "aot_eager", True, None)
+    assert_agreement(kind, "aot_eager", True, None)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", MODELS)
 def test_under_autocast_it_agrees(kind: str, dtype: torch.dtype) -> None:
-    _require_agreement(kind, "eager", True, dtype, rtol=1e-3)
+    assert_agreement(kind, "eager", True, dtype, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_as_published_it_compiles_whole_too(kind: str) -> None:
-    _require_agreement(kind, "eager", True, None, legacy_compat=True)
+    assert_agreement(kind, "eager", True, None, legacy_compat=True)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -123,4 +123,4 @@ def test_compiled_to_cpp_it_agrees(kind: str, training: bool) -> None:
     import torch._inductor.config
 
     with torch._inductor.config.patch(fallback_random=True):  # else its noise comes from a generator of its own
-        _require_agreement(kind, "inductor", training, None, rtol=1e-4)
+        assert_agreement(kind, "inductor", training, None, rtol=1e-4)

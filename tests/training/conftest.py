@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from latent_drift.config import load
-from latent_drift.config.sources import ENVIRONMENT
 from latent_drift.training.checkpoint import read_checkpoint
 from latent_drift.training.run import TrainingRun
 from latent_drift.training.run_folder import RunFolder
 from latent_drift.training.settings import GivenSettings, RunSettings
 from latent_drift.training.tasks import TASKS
+from tests.projects import project
+
+__all__ = ["project"]  # a fixture of every test here
 
 SIZES = {
     "ode": {"latent_size": 4, "hidden_size": 8, "embed_size": 4, "num_slices": 4},
@@ -23,17 +25,6 @@ SIZES = {
 }
 DATA = {"ode": "synthetic:samples=50", "raccoon": "synthetic:samples=50"}
 """Fewer items than 20 steps of 6 take, so that runs begin their data anew."""
-
-
-@pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: below a bare pyproject.toml, which ends the walk upward."""
-    (tmp_path / "pyproject.toml").write_text("")
-    directory = tmp_path / "project"
-    directory.mkdir()
-    monkeypatch.chdir(directory)
-    monkeypatch.delenv(ENVIRONMENT, raising=False)
-    return directory
 
 
 def tiny(kind: str, steps: int = 20, **given: Any) -> RunSettings:
