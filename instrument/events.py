@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from instrument import json_lines
 from latent_drift.errors import UsageError
 
 Action = Literal["bounded", "neutralised", "repaired", "skipped", "zeroed", "clipped", "rolled-back", "observed", "warned"]
@@ -165,9 +166,7 @@ class EventLog:
 
 def write_jsonl(events: Iterable[Event], path: Path) -> None:
     """Write one JSON object a line, replacing the file at once so that no half-written one is left."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(event.as_json() + "\n" for event in events), encoding="utf-8")
-    partial.replace(path)
+    json_lines.write(events, path)
 
 
 def read_jsonl(path: Path) -> list[Event]:
@@ -176,14 +175,4 @@ def read_jsonl(path: Path) -> list[Event]:
     Raises:
         UsageError: the file is missing, or a line of it is no event; the message names the line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UsageError(f"no events can be read from {path}: {error.strerror}. Give the folder that --report wrote") from error
-    events = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            events.append(Event.from_json(line))
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"{path}:{number} is not an event of this tool: {error}") from error
-    return events
+    return json_lines.read(path, Event.from_json, "events", "an event")

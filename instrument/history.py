@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from latent_drift.errors import UsageError
+from instrument import json_lines
 
 Outcome = Literal["stepped", "clipped", "zeroed", "skipped", "rolled-back"]
 """How a step ended: `zeroed` had non-finite gradient elements set to 0, `skipped` was left out, `rolled-back` was undone."""
@@ -194,9 +194,7 @@ def learning_rate(optimizer: Optimizer) -> float | None:
 
 def write_timeline(records: Iterable[StepRecord], path: Path) -> None:
     """Write one JSON object a line, replacing the file at once so that no half-written one is left."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(record.as_json() + "\n" for record in records), encoding="utf-8")
-    partial.replace(path)
+    json_lines.write(records, path)
 
 
 def read_timeline(path: Path) -> list[StepRecord]:
@@ -205,14 +203,4 @@ def read_timeline(path: Path) -> list[StepRecord]:
     Raises:
         UsageError: the file is missing, or a line of it is no record; the message names the line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UsageError(f"no timeline can be read from {path}: {error.strerror}. Give the folder that --report wrote") from error
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(StepRecord.from_json(line))
-        except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"{path}:{number} is not a step of this tool: {error}") from error
-    return records
+    return json_lines.read(path, StepRecord.from_json, "timeline", "a step")
