@@ -205,7 +205,7 @@ def _activate() -> None:
     RUNTIME.active = bool(_OPEN)
     if _OPEN:
         RUNTIME.run = _OPEN[-1]
-        RUNTIME.bounds = RUNTIME.run.exp_bounds if RUNTIME.run.policy.act else None
+        RUNTIME.bounds = RUNTIME.run.armed.exp_bounds if RUNTIME.run.policy.act else None
     else:
         RUNTIME.bounds = None
 

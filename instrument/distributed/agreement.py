@@ -350,7 +350,7 @@ def _unwatched(original: Function) -> Function:
         if is_compiling() or not RUNTIME.active:
             return original(*args, **kwargs)
         AGREEMENT.answer_owed()
-        if not RUNTIME.run.watch.is_on:
+        if not RUNTIME.run.search.watch.is_on:
             return original(*args, **kwargs)
         with without_function_modes():
             return original(*args, **kwargs)

@@ -61,8 +61,8 @@ def _method(original: Function, spelling: Spelling) -> Function:
     def guarded(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         if RUNTIME.active and not is_compiling():
-            RUNTIME.run.watch.settle()
-            RUNTIME.run.amplification.settle()
+            RUNTIME.run.search.watch.settle()
+            RUNTIME.run.search.amplification.settle()
         return result
 
     return guarded
@@ -84,7 +84,7 @@ def _backward(original: Function, spelling: Spelling) -> Function:
         _UNDER_WAY.add(thread)
         try:
             scaled = _look_at_losses(run, roots)
-            run.meet_graph(roots)
+            run.search.meet_graph(roots)
             result = _among_others(run, original, args, kwargs) if is_at_work() and run.policy.act else original(*args, **kwargs)
             if not scaled and _nobody_steps(run, roots):
                 _judge_leaves(run, roots)
@@ -126,7 +126,7 @@ def _look_at(run: Run, root: Any) -> None:
         value = root.item()
     run.history.loss = value
     if not math.isfinite(value) and not run.allows("backward"):
-        run.blame([root])
+        run.search.blame([root])
         message = f"the loss is {value} when backward is called; its gradients are judged before use"
         run.unrepaired(run.note(NONFINITE_LOSS, "observed", "backward", x=root, message=message))
 
@@ -184,7 +184,7 @@ def _judge_leaves(run: Run, roots: Sequence[Any]) -> None:
         run.layers.see_leaves(leaves, not math.isfinite(norm))
         if not math.isfinite(norm):
             bad = [leaf for leaf in leaves if leaf.grad is not None and not is_finite(leaf.grad)]
-            run.blame()
+            run.search.blame()
             acts = run.policy.act
             names = ", ".join(parameter_names(bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
             message = f"the gradient of {len(bad)} of {len(leaves)} tensors ({names}) is not finite after backward"
@@ -236,7 +236,7 @@ def _grad(original: Function, spelling: Spelling) -> Function:
             if math.isfinite(norm):
                 return result
             acts = run.policy.act
-            run.blame()
+            run.search.blame()
             bad = next(g for g in plain if not is_finite(g))
             said = "; those elements were set to 0" if acts else ""
             run.note(
@@ -288,7 +288,7 @@ def _judged_tree(run: Run, gradients: Any) -> Any:
     with without_function_modes():
         norm = run.history.norm = global_norm([g.detach() for g in plain])
         if not math.isfinite(norm):
-            run.blame()
+            run.search.blame()
             acts = run.policy.act
             bad = next((g for g in plain if not is_finite(g)), plain[0])
             said = "; those elements were set to 0" if acts else ""

@@ -140,7 +140,7 @@ def _functional(original: Function, spelling: Spelling) -> Function:
 
     def judged(out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         values = out.detach() if out.requires_grad else out
-        threshold = RUNTIME.run.exp_threshold[op][out.dtype]
+        threshold = RUNTIME.run.armed.exp_threshold[op][out.dtype]
         # Where nothing is negative a sum is at least the largest element, and in half types it is four times as fast.
         if never_negative and out.dtype.itemsize == 2 and total(values) <= threshold:
             return out
@@ -171,7 +171,7 @@ def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwa
         wide = in_float32(op, original, out, args, kwargs, "NS201")
         if wide is not None:
             return wide
-    upper = argument_bound(op, out.dtype, run.policy, tightness=run.tightness if run.is_armed(site) else 0)
+    upper = argument_bound(op, out.dtype, run.policy, tightness=run.armed.tightness if run.armed.holds(site) else 0)
     lower = _lower(op, upper)
     over = _over(x, out.dtype, lower, upper)
     if not bool(over.any()) or run.allows(op, site):
@@ -213,11 +213,11 @@ def _inplace(original: Function, spelling: Spelling) -> Function:
         with without_function_modes():
             run = RUNTIME.run
             values = x.detach()
-            largest = run.smallest_exp_bound[op][x.dtype]
+            largest = run.armed.smallest_exp_bound[op][x.dtype]
             if _amax(values).item() <= largest and (op not in _ODD + _EVEN or _amin(values).item() >= -largest):
                 return original(*args, **kwargs)
             site = run.site()
-            upper = argument_bound(op, x.dtype, run.policy, tightness=run.tightness if run.is_armed(site) else 0)
+            upper = argument_bound(op, x.dtype, run.policy, tightness=run.armed.tightness if run.armed.holds(site) else 0)
             over = _over(x, x.dtype, _lower(op, upper), upper)
             if not bool(over.any()) or run.allows(op, site):
                 return original(*args, **kwargs)
@@ -237,7 +237,7 @@ def _on_device(original: Function, op: str, x: Tensor, args: tuple[Any, ...], kw
     if x.numel() == 0:
         return original(*args, **kwargs)
     site = run.site()
-    upper = argument_bound(op, dtype, run.policy, tightness=run.tightness if run.is_armed(site) else 0)
+    upper = argument_bound(op, dtype, run.policy, tightness=run.armed.tightness if run.armed.holds(site) else 0)
     lower = _lower(op, upper)
     over = _over(x, dtype, lower, upper)
     run.defer(over.any(), "NS201", "bounded" if run.policy.act else "observed", op, site, x)

@@ -64,7 +64,7 @@ def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwa
         return wide
     finite = all(is_finite(a) for a in inputs)
     if finite:
-        run.born("NS604", op, message=f"{op} of finite arguments is not finite", x=x, site=site)
+        run.search.born("NS604", op, message=f"{op} of finite arguments is not finite", x=x, site=site)
     if not run.policy.act or rule == "leave" or not is_plain(x):
         return out
     result = _without_alignment(original, args, kwargs) if op == "ctc_loss" else _reduced(original, op, rule, args, kwargs)
@@ -74,7 +74,7 @@ def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwa
     run.note("NS604", "bounded", op, site=site, x=x, message=f"elements of {op} are not finite; they were {said}, with gradient 0", fired=finite)
     # A logit of -inf is a mask; NaN, or +inf among logits, is none.
     if any(not is_finite(a) and (a is not x or bool((torch.isnan(a.detach()) | torch.isposinf(a.detach())).any())) for a in inputs):
-        run.blame(inputs)  # the loss would be NaN, and once it is mended nothing else asks where that was born
+        run.search.blame(inputs)  # the loss would be NaN, and once it is mended nothing else asks where that was born
     return result
 
 

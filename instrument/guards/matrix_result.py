@@ -55,7 +55,7 @@ class AbstractMatrixGuard(AbstractResultGuard):
             parts = [with_own_numbers(i, o, _over(flags, o), told_by) for i, o in zip(inners, parts, strict=True)]
         if any_bad and self.bounds_forward(site):
             self.note_bounded(call, bad, x, site)
-            parts[-1] = torch.where(bad, RUNTIME.run.within(self.bounded(call.op, told.detach())), parts[-1])
+            parts[-1] = torch.where(bad, RUNTIME.run.armed.within(self.bounded(call.op, told.detach())), parts[-1])
         if not isinstance(call.out, tuple):
             return parts[0]
         return type(call.out)(parts)  # type: ignore[call-arg]

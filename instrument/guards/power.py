@@ -68,9 +68,9 @@ class PowerGuard(AbstractElementwiseGuard):
         kind = type(exponent)
         if kind in _NUMBERS:
             if exponent >= 1.0:
-                if RUNTIME.run.tightness < 2:
+                if RUNTIME.run.armed.tightness < 2:
                     return math.isfinite(total(out))
-                return magnitude(out) < RUNTIME.run.limit(out.dtype)
+                return magnitude(out) < RUNTIME.run.armed.limit(out.dtype)
             if exponent > 0.0:
                 low = smallest(out)
                 return low > 0.0 or (low == 0.0 and not out.requires_grad)
@@ -98,14 +98,14 @@ class PowerGuard(AbstractElementwiseGuard):
         a, p = base.double(), exponent.double()
         pole = (a.abs() < torch.finfo(out.dtype).eps) & (p < 0.0)
         site = run.site()
-        armed = run.is_armed(site)
-        large = out.detach().abs() > run.limit(out.dtype) if armed else torch.isinf(out.detach())
+        armed = run.armed.holds(site)
+        large = out.detach().abs() > run.armed.limit(out.dtype) if armed else torch.isinf(out.detach())
         over = large & torch.isfinite(a) & torch.isfinite(p) & ~pole
         if not bool(over.any()):
             return super().settled(call)
         shown = next((v for v in values if isinstance(v, Tensor)), out)
         self.note_bounded(call, over, shown, site)
-        return super().settled(self._inside(call, values, (a, p), over, run.share if armed else 1.0))
+        return super().settled(self._inside(call, values, (a, p), over, run.armed.share if armed else 1.0))
 
     def value(self, call: Call, position: int) -> Any:
         """An operand: the base or the exponent."""

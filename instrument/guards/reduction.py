@@ -64,7 +64,7 @@ class AbstractReductionGuard(AbstractResultGuard):
                 outs = [with_own_numbers(i, o, flag, told) for i, o, flag in zip(inners, outs, flags, strict=True)]
         if any_bad and self.bounds_forward(site):
             self.note_bounded(call, bad, x, site)
-            finite = RUNTIME.run.within(self.bounded(call, x.detach(), out.detach(), bad))
+            finite = RUNTIME.run.armed.within(self.bounded(call, x.detach(), out.detach(), bad))
             mended = torch.where(bad, finite, outs[0].detach() if written else outs[0])
             outs[0] = outs[0].copy_(mended) if written else mended
         return outs

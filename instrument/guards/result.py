@@ -163,7 +163,7 @@ class AbstractResultGuard(AbstractGuard):
     def bounds_forward(self, site: Any) -> bool:
         """Whether a non-finite result is bounded at this line."""
         run = RUNTIME.run
-        return bool(run.policy.act and (getattr(run.config, self.section).bound_forward or RUNTIME.run.is_armed(site)))
+        return bool(run.policy.act and (getattr(run.config, self.section).bound_forward or RUNTIME.run.armed.holds(site)))
 
     def neutralises(self, out: Tensor) -> bool:
         """Whether the gradient of this result is to be filtered."""
@@ -173,7 +173,7 @@ class AbstractResultGuard(AbstractGuard):
     def born(self, call: Call, bad: Tensor, x: Any, site: Any) -> None:
         """Remember that `bad` elements of the result are not finite although what they were made of is."""
         what = f"{self.message(call)}: {int(bad.sum())} of {bad.numel()} elements of the result are not finite"
-        RUNTIME.run.born(self.code_for(call), call.op, message=what, x=x if isinstance(x, Tensor) else None, site=site)
+        RUNTIME.run.search.born(self.code_for(call), call.op, message=what, x=x if isinstance(x, Tensor) else None, site=site)
 
     def note_bounded(self, call: Call, bad: Tensor, x: Any, site: Any) -> None:
         """Say that the result was bounded at `bad`."""
@@ -232,7 +232,7 @@ class AbstractElementwiseGuard(AbstractResultGuard):
                 result = self._filtered(call, values, at, self.told(call, shown, site))
         if any_bad and self.bounds_forward(site):
             self.note_bounded(call, bad, shown, site)
-            finite = RUNTIME.run.within(self.bounded(call.op, plain, out.detach(), bad))
+            finite = RUNTIME.run.armed.within(self.bounded(call.op, plain, out.detach(), bad))
             if call.kwargs.get("out") is not None:
                 return out.copy_(torch.where(bad, finite, out))
             result = torch.where(bad, finite, result)

@@ -110,7 +110,7 @@ def _closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], A
 
 def _finish(optimizer: Optimizer, skipped: bool) -> None:
     run = RUNTIME.run
-    failed = AGREEMENT.step_finished(optimizer, failed=skipped or run.blamed)
+    failed = AGREEMENT.step_finished(optimizer, failed=skipped or run.search.blamed)
     give_up = run.recovery.after_step(run, optimizer, skipped=skipped, failed=failed)
     run.step_finished(optimizer, skipped=skipped)
     if give_up is not None:
@@ -181,7 +181,7 @@ def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
     run.layers.see(optimizer, bad, _grad_scale(optimizer))
     if bad:
         if verdict is None or _is_to_blame(verdict, held):
-            run.blame()
+            run.search.blame()
         policy = run.config.gradient.nonfinite if run.policy.act else "record"
         if policy == "zero" and verdict is not None and verdict.uneven:
             policy = "skip"  # zeros in one copy of the gradient only would make the copies of the parameters differ
@@ -223,7 +223,7 @@ def _agreed(optimizer: Optimizer, gradients: Sequence[Tensor], norm: float, *, c
     if not AGREEMENT.concerns(optimizer) or not run.policy.act:
         return None
     risky = closure or _risky(optimizer, norm)
-    return AGREEMENT.judge(optimizer, gradients, _grad_scale(optimizer), norm, suspect=run.blamed, risky=risky)
+    return AGREEMENT.judge(optimizer, gradients, _grad_scale(optimizer), norm, suspect=run.search.blamed, risky=risky)
 
 
 def _is_worth_zeroing(optimizer: Optimizer, gradients: Sequence[Tensor]) -> bool:
@@ -246,7 +246,7 @@ def _risky(optimizer: Optimizer, norm: float) -> bool:
 def _is_to_blame(verdict: Verdict, held: Sequence[Tensor]) -> bool:
     """Whether to look for the cause in this process: not if another one knows that it began there."""
     if verdict.suspects:
-        return RUNTIME.run.blamed
+        return RUNTIME.run.search.blamed
     with without_function_modes():
         return not math.isfinite(global_norm(held))
 
@@ -303,7 +303,7 @@ def _clip(optimizer: Optimizer, all_gradients: Sequence[Tensor], gradients: list
         run.history.outcome = "clipped"
         run.note("NS507", "clipped", "step", message=f"gradient norm {norm:.4g} clipped to {threshold}")
         if run.scaled_loss is None:
-            run.amplification.begin(norm, run.config.gradient.warn_norm)
+            run.search.amplification.begin(norm, run.config.gradient.warn_norm)
 
 
 def _held_with_gradient(parameter: Tensor) -> Tensor:
@@ -393,7 +393,7 @@ def _is_about_the_rate(error: RuntimeError) -> bool:
 def _put_back_raised(optimizer: Optimizer, snapshot: StepSnapshot, error: RuntimeError) -> None:
     snapshot.restore()
     message = f"{type(optimizer).__name__} (learning rate {_rates(optimizer)}) raised ({error}); parameters and optimizer state were put back"
-    RUNTIME.run.blame()
+    RUNTIME.run.search.blame()
     RUNTIME.run.note("NS508", "skipped", "step", message=message)
 
 
@@ -441,7 +441,7 @@ def _put_back_if_spoilt(optimizer: Optimizer, snapshot: StepSnapshot) -> bool:
     message = f"{type(optimizer).__name__} (learning rate {_rates(optimizer)}) {done}; parameters and optimizer state were put back"
     RUNTIME.run.note("NS508", "skipped", "step", x=(spoilt or state or _parameters(optimizer))[0], message=message)
     snapshot.restore()
-    RUNTIME.run.blame()
+    RUNTIME.run.search.blame()
     if largest_rate(optimizer) >= HUGE_UPDATE or exploded:
         RUNTIME.run.recovery.rates.refuse(optimizer)
     return True

@@ -154,8 +154,8 @@ class Watching(TorchFunctionMode):
                     self.entered[id(out)] = (out, place)
 
     def _mended(self, run: Run, function: Any, name: str, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """At the lines that spoiled a step, a non-finite result is bounded at a share of the dtype's range (`Run.share`; NaN at 0), without gradient
-        there, and the gradient that leaves an operation is kept finite. Everywhere else nothing is touched."""
+        """At the lines that spoiled a step, a non-finite result is bounded at a share of the dtype's range (`ArmedLines.share`; NaN at 0), without
+        gradient there, and the gradient that leaves an operation is kept finite. Everywhere else nothing is touched."""
         if not isinstance(result, Tensor):
             return result
         if is_transformed(result):
@@ -166,17 +166,17 @@ class Watching(TorchFunctionMode):
         if not bad and result.grad_fn is None:
             return result
         site = run.site()
-        if not run.is_armed(site):
+        if not run.armed.holds(site):
             return result
         if bad:
             result = self._without_bad_columns(run, function, name, site, result, args, kwargs)
-        elif largest_magnitude(result).item() > run.limit(result.dtype):
+        elif largest_magnitude(result).item() > run.armed.limit(result.dtype):
             result = self._held(run, name, site, result, args)
         if is_bad(result):
             came_in = any(is_bad(x) for x in tensors_in((args, kwargs)))
             code, why = ("NS803", "what went in is not finite") if came_in else ("NS805", f"the result of {name} is not finite")
             run.note(code, "bounded", name, site=site, x=result, message=f"{why}; the result was bounded, without gradient there", fired=True)
-            ceiling = run.ceiling(result.dtype)
+            ceiling = run.armed.ceiling(result.dtype)
             mend = result.nan_to_num_ if any(result is x for x in args) else result.nan_to_num
             result = mend(nan=0.0, posinf=ceiling, neginf=-ceiling)
         if result.grad_fn is not None:
@@ -192,22 +192,22 @@ class Watching(TorchFunctionMode):
         if not is_plain(found) or not found.numel():
             return result
         site = run.site()
-        if not run.is_armed(site):
+        if not run.armed.holds(site):
             return result
         for node in nodes(result):
             if node not in self._hooked:
                 self._hooked.add(node)
                 node.register_hook(self._keep_finite(name, site))
-        if not is_bad(found) and largest_magnitude(found).item() <= run.limit(found.dtype):
+        if not is_bad(found) and largest_magnitude(found).item() <= run.armed.limit(found.dtype):
             return result
         message = f"the result of {name} is not finite, inside a transform; it was bounded, without gradient there"
         run.note("NS805", "bounded", name, site=site, x=found, message=message, fired=True)
-        ceiling = run.ceiling(found.dtype)
+        ceiling = run.armed.ceiling(found.dtype)
         return result.nan_to_num(nan=0.0, posinf=ceiling, neginf=-ceiling).clamp(-ceiling, ceiling)
 
     def _held(self, run: Run, name: str, site: Any, result: Tensor, args: tuple[Any, ...]) -> Tensor:
         """A result that is finite but beyond what is left alone at such a line: what follows it would overflow."""
-        ceiling = run.limit(result.dtype)
+        ceiling = run.armed.limit(result.dtype)
         message = f"the result of {name} is beyond {ceiling:.3g}, and this line overflowed before; it was bounded, without gradient there"
         run.note("NS805", "bounded", name, site=site, x=result, message=message, fired=True)
         return result.clamp_(-ceiling, ceiling) if any(result is x for x in args) else result.clamp(-ceiling, ceiling)
@@ -255,7 +255,7 @@ class Watching(TorchFunctionMode):
         widest = max(inputs, key=lambda x: largest_magnitude(x).nan_to_num().item())
         what = kinds(out)
         made_of = "inputs that hold Inf" if any(is_bad(x) for x in inputs) else "finite inputs"
-        run.born("NS805", name, message=f"{_qualified(function)} of {made_of} gave {what} {spread(out)}", x=widest)
+        run.search.born("NS805", name, message=f"{_qualified(function)} of {made_of} gave {what} {spread(out)}", x=widest)
 
     def _came_in(self, run: Run, name: str, x: Tensor) -> None:
         """A bad tensor that no operation seen so far made of others: data, or a parameter."""
@@ -270,7 +270,9 @@ class Watching(TorchFunctionMode):
         else:
             label = variable_name(x)
             code, what = "NS803", "data" if label is None else f"the data {label}"
-        run.born(code, name, message=f"{what} of shape {tuple(x.shape)} holds {kinds(x)} {spread(x)} before any operation", x=x, site=site, weak=weak)
+        run.search.born(
+            code, name, message=f"{what} of shape {tuple(x.shape)} holds {kinds(x)} {spread(x)} before any operation", x=x, site=site, weak=weak
+        )
 
     def _check_backward(self, run: Run, name: str, node: Any) -> None:
         """Look at what this node's backward makes of the gradient, and the nodes before it that no call was seen for (an autograd.Function whose
@@ -297,7 +299,7 @@ class Watching(TorchFunctionMode):
                 return
             bad = next((below for g in grad_inputs if g is not None and is_bad(below := bare(g))), None)
             if bad is not None:
-                run.born(
+                run.search.born(
                     "NS805", f"{name} backward", message=f"the gradient of {name} is not finite although what arrived there was", x=bad, site=site
                 )
 

@@ -80,7 +80,7 @@ class Recovery:
             done = "nothing was altered"
         message = f"{name} has a learning rate of {found.given:g}; {done}"
         if not math.isfinite(found.given):
-            run.blame_births()
+            run.search.blame_births()
         action: Action = "observed" if not self._act else "repaired" if found.used is not None else "skipped"
         run.note("NS512", action, "learning rate", message=message)
 
@@ -210,7 +210,7 @@ class Recovery:
         if restored:
             message = f"the last update by hand made {restored} tensors non-finite; they were put back as they were before it"
             run.note("NS508", "rolled-back", "update", message=message)
-            run.blame()
+            run.search.blame()
 
     def facts(self) -> dict[str, Any]:
         """Counts for summary.json."""

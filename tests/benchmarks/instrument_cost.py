@@ -195,7 +195,7 @@ class _Watched:
     def __enter__(self) -> None:
         self._block = instrument.stable(profile="guard", anomaly={"watch_steps": 1_000_000})
         run = self._block.__enter__()
-        assert run.watch.start(run)
+        assert run.search.watch.start(run)
 
     def __exit__(self, *error: object) -> None:
         self._block.__exit__(None, None, None)

@@ -159,7 +159,7 @@ def test_a_rare_fault_is_located_at_its_first_occurrence(spoil, mark, code):
     assert cause.dtype == "float32"
     assert cause.source == LINES[cause.line - 1].split("#")[0].strip() + f"  # {mark}"
     assert cause.parameters
-    assert run.watch.steps <= 3
+    assert run.search.watch.steps <= 3
     assert torch._C._len_torch_function_stack() == 0
     if code == "NS803":
         assert "the data x of shape (8, 4) holds NaN in 1 of 8 rows (5), first at (5, 2)" in cause.message
@@ -183,7 +183,7 @@ def test_the_last_step_of_a_run_has_no_line_to_show_and_says_so():
 
 def test_without_a_budget_nothing_is_watched():
     run = run_rarely(hole, steps=60, anomaly={"watch_steps": 0})
-    assert run.watch.steps == 0
+    assert run.search.watch.steps == 0
     assert run.first_cause.code == "NS803"
 
 
@@ -194,7 +194,7 @@ def test_a_failure_that_nothing_explains_does_not_watch_for_ever():
         for _ in range(100):
             p.grad = torch.full((3,), math.nan)
             optimizer.step()
-    assert 0 < run.watch.steps <= 20
+    assert 0 < run.search.watch.steps <= 20
     assert torch._C._len_torch_function_stack() == 0
 
 

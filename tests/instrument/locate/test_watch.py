@@ -102,7 +102,7 @@ def test_the_line_of_birth_is_named(case):
 
 def test_a_healthy_script_is_never_watched():
     run = train(lambda p, index: p**2)
-    assert run.watch.steps == 0
+    assert run.search.watch.steps == 0
     assert run.events == ()
 
 
@@ -116,8 +116,8 @@ def test_the_line_is_mended_from_then_on(case):
 
 def test_watching_ends_when_the_origin_is_known_and_within_its_budget():
     run = train(overflow_in_a_product, steps=8)
-    assert run.watch.steps == 1
-    assert not run.watch.is_on
+    assert run.search.watch.steps == 1
+    assert not run.search.watch.is_on
     assert torch._C._len_torch_function_stack() == 0
     assert vars(torch.autograd.Function)["apply"].__func__.__module__ == "torch.autograd.function"
 

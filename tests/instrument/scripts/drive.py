@@ -48,7 +48,7 @@ def main():
                 cause = outcome.run.first_cause
                 row["named"] = None if cause is None else cause.line
                 row["cause"] = None if cause is None else json.loads(cause.as_json())
-                row["watched"] = outcome.run.watch.steps
+                row["watched"] = outcome.run.search.watch.steps
                 row["steps"] = outcome.run.tally.steps
                 row["events"] = [[e.code, e.action, e.op, e.line, e.count, e.file] for e in outcome.run.events]
         loss, finite = numbers_of(namespace)

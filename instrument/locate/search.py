@@ -1,0 +1,229 @@
+"""The search for where a failing step's bad number was born: what guards remember, the graph, watched steps, the trend that led there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from instrument.armed_lines import Place
+from instrument.events import CONSEQUENCES, Event, Site
+from instrument.guards.parameter_names import parameter_names
+from instrument.guards.step import _STEPPING
+from instrument.locate.amplification import Amplification, Amplifier
+from instrument.locate.births import Birth, Births
+from instrument.locate.compiled import Compiled
+from instrument.locate.graph import is_bad
+from instrument.locate.origin import feeding_parameters
+from instrument.locate.suspects import Located, Suspects
+from instrument.locate.trends import Trend, trend_of
+from instrument.locate.watch import Watch
+from instrument.runtime import without_function_modes
+
+if TYPE_CHECKING:
+    from instrument.run import Run
+
+_graph_task = torch._C._current_graph_task_id  # -1 outside backward
+
+
+class Search:
+    """What is known of the step that is under way, and the first cause of the run once it is found."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.births = Births()
+        self.watch = Watch(run.config.anomaly.watch_steps)
+        self.compiled = Compiled()
+        self.suspects = Suspects()
+        self.amplification = Amplification()
+        self._blamed = False
+        self._explained = False
+        self._first_cause: Event | None = None
+        self._amplifier: Event | None = None
+        self._trend: Trend | None = None
+
+    def born(self, code: str, op: str, *, message: str, x: Tensor | None = None, site: Site | None = None, weak: bool = False) -> None:
+        """Remember that an operation gave a non-finite number for finite inputs. That is legal (log(0) = -inf in a mask), so it is an event only
+        if this step's loss or gradient turns out non-finite: then the first such place is named as the origin."""
+        run = self._run
+        site = site if site is not None else run.site()
+        if site is not None and not self.births.is_harmless(site):
+            run.armed.fire(site)
+            if run.policy.act:
+                run.kept.keep(run.optimizers)
+            facts = run.facts_of(x) if self.births.wants_facts(site) else {}
+            if facts and x is not None:
+                facts["parameters"] = tuple(parameter_names(_made_from(x)))
+            self.births.add(Birth(code, op, site, message, facts, weak, _graph_task() != -1))
+
+    @property
+    def blamed(self) -> bool:
+        """Whether this step's loss or gradient is known not to be finite."""
+        return self._blamed
+
+    def blame(self, roots: Sequence[Any] = ()) -> None:
+        """This step's loss or gradient is not finite: name the first place that made a bad number, and guard such places more tightly from now on.
+
+        If none is known, the graph behind `roots` is read, and the next steps are watched operation by operation, within the config's budget.
+
+        Args:
+            roots: the non-finite loss, or what goes into one. Without them the loss was finite and its gradient is not.
+        """
+        run = self._run
+        if not self._blamed:
+            run.recovery.verdicts.judge(run)  # before anything is armed or put back: a replay is to meet what the step met
+        run.put_parameters_back()
+        if self._blamed:
+            return
+        self._blamed = True
+        self.compiled.failed()
+        self._trend = self._trend or trend_of(run.history.leading_here())
+        fired = run.armed.newly_fired()
+        origin = self.births.origin(loss_is_finite=not roots)
+        # Infinite data may be a mask; the graph knows whether something else was made in it.
+        unexplained = (origin is None and not fired) or (origin is not None and origin.weak)
+        located = self.suspects.look(roots, run.tally.steps, run.site()) if unexplained else None
+        self._name_origin(origin, located, fired)
+        pending = self.suspects.pending
+        entered = "NS804" in {origin and origin.code, located and located.suspect.code, pending and pending.code}
+        if entered and run.config.repair_raising and run.policy.act and not _STEPPING:
+            with torch.no_grad(), without_function_modes():
+                self._mend_parameters()
+        self._watch_what_follows(anew=bool(fired))
+        run.armed.tighten()
+
+    def _name_origin(self, origin: Birth | None, located: Located | None, fired: Sequence[Place]) -> None:
+        if located is not None:
+            self._record_located(located)
+        elif origin is not None and not (origin.weak and self.suspects.pending is not None):
+            self._explained = True
+            if origin.event is None:
+                code, message, trend = self._cause_of(origin.code, origin.message, origin.site)
+                self._name(self._run.event(code, "observed", origin.op, message, origin.site, facts=origin.facts, trend=trend))
+            else:
+                self._first_cause = self._first_cause or origin.event
+            self.suspects.drop()
+        elif fired:
+            # What a guard mended at a line was not enough: that line is where it began.
+            known = (e for place in fired for e in self._run.log if (e.file, e.line) == place and e.code not in CONSEQUENCES)
+            self._first_cause = self._first_cause or next(known, None)
+
+    def _watch_what_follows(self, *, anew: bool) -> None:
+        """Watch the next steps, or end that. What was armed before and fired again did not suffice: something after it fails too."""
+        run = self._run
+        found = self.births.unbounded()
+        if found:
+            # What is known and comes again may be mended.
+            self.watch.finish(mend=run.policy.act and any(birth.code in {"NS803", "NS805"} for birth in found))
+        elif not anew and (not self._explained or run.policy.act):
+            self.watch.start(run)
+
+    def blame_births(self) -> None:
+        """A number that is not finite arrived where no loss or gradient shows it, in a learning rate: if one was born in this step, it is that."""
+        if self.births.origin() is not None:
+            self.blame()
+
+    def meet_graph(self, roots: Sequence[Any]) -> None:
+        """A backward pass begins: if a node of an earlier step's graph is wanted, its line may be known from this one."""
+        if self.suspects.pending is not None:
+            located = self.suspects.meet(roots, self.watch)
+            if located is not None:
+                self._record_located(located)
+                self.watch.finish(mend=False)
+
+    def _record_located(self, located: Located) -> None:
+        suspect = located.suspect
+        facts = suspect.facts if located.module is None else {**suspect.facts, "module": located.module}
+        self._explained = True
+        code, message, trend = self._cause_of(suspect.code, suspect.message, located.site)
+        self._name(self._run.event(code, "observed", suspect.op, message, located.site, facts=facts, step=suspect.step, trend=trend))
+
+    def _mend_parameters(self) -> None:
+        """Set what is not finite in parameters that came in so to 0: while it is there every step fails."""
+        run = self._run
+        met = [p for optimizer in run.optimizers for group in optimizer.param_groups for p in group["params"]] + run.kept.leaves()
+        bad = [p for p in met if is_bad(p)]
+        if bad:
+            names = ", ".join(parameter_names(bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+            run.note("NS804", "repaired", "parameter", message=f"what was not finite in {len(bad)} parameters ({names}) was set to 0")
+            for p in bad:
+                p.data.copy_(torch.nan_to_num(p.detach(), nan=0.0, posinf=0.0, neginf=0.0))
+
+    def _name(self, event: Event) -> None:
+        """Record an origin; the first of the run is the first cause."""
+        event = self._run.log.record(event)
+        self._first_cause = self._first_cause or event
+
+    def _cause_of(self, code: str, message: str, site: Site | None) -> tuple[str, str, str | None]:
+        """The code, the message and the trend of an origin. A line whose results grew from call to call is an exploding recurrence."""
+        before = None if self._trend is None else self._trend.text
+        grown = None if site is None else self.watch.recurrence_at(site)
+        if grown is None:
+            return code, message, before
+        said = f"within the step the result of this line {grown.over('call')}: an exploding recurrence"
+        return "NS806" if code == "NS805" else code, f"{message}; {said}", said if before is None else f"{said}; {before}"
+
+    def tell_trend(self) -> None:
+        """Say the trend at the line that steps. A learning rate that grew without bound is the cause, wherever the numbers overflowed."""
+        trend, self._trend = self._trend, None
+        if trend is not None:
+            event = self._run.note("NS512", "warned", "step", message=f"before this failure {trend.text}")
+            if trend.is_runaway:
+                self._first_cause = event
+
+    def step_finished(self, *, healthy: bool) -> None:
+        """Forget the step that ended."""
+        self.births.finish_step(healthy=healthy)
+        # Failures in a row are one cascade; after a step that went well the next one is a new question.
+        self._explained = self._explained and not healthy
+        self._blamed = False
+        self.watch.step_finished()
+        surveyed = self.amplification.step_finished()
+        if surveyed is not None:
+            self._name_amplifier(*surveyed)
+
+    def stop_looking(self) -> None:
+        """The block closes: no watching mode outlives it."""
+        self.watch.stop()
+        self.amplification.stop()
+
+    def close(self) -> None:
+        """What was found and has no line is said without one."""
+        self.tell_trend()
+        located = self.suspects.give_up()
+        if located is not None and all(event.code in CONSEQUENCES for event in self._run.log):
+            self._record_located(located)
+        self.watch.stop()  # what was found at the end may have asked for a watch that no step will follow
+
+    def _name_amplifier(self, norm: float, place: Amplifier, is_forward: bool) -> None:
+        """Say what made a clipped gradient large. It is the first cause of a run in which clipping kept everything finite."""
+        if place.site is None:
+            return
+        what = f"the largest number behind it, {place.size:.4g}, is" if is_forward else f"it grew most, {place.size:.4g} times, by what is"
+        message = f"after a gradient norm of {norm:.4g}: {what} made here by {place.op}"
+        event = self._run.event("NS507", "observed", place.op, message, place.site, facts=self._run.facts_of(place.value))
+        self._amplifier = self._amplifier or self._run.log.record(event)
+
+    @property
+    def first_cause(self) -> Event | None:
+        """The event that began it: where the first bad number was born, whether it spoiled a step or was mended before it could; else what made the
+        first gradient that was too large. A learning rate that grew without bound comes before all of them. None where nothing happened."""
+        named, events = self._first_cause, self._run.events
+        if named is None:
+            causes = (e for e in events if e.code not in CONSEQUENCES and e.action != "warned")
+            return next(causes, None) or self._amplifier or next(iter(events), None)
+        if named.code == "NS512":
+            return named
+        # An overflow that was bounded in an earlier step, or earlier in this one, is where it began without a guard.
+        mended = (e for e in events if e.action in ("bounded", "repaired") and e.code not in CONSEQUENCES and not e.nan and not e.inf)
+        first = min(mended, key=lambda e: e.step, default=named)
+        return first if first.step < named.step else named
+
+
+def _made_from(x: Tensor) -> list[Tensor]:
+    """The parameters that a tensor was computed from, or itself if it is one."""
+    if x.grad_fn is None:
+        return [x] if x.requires_grad else []
+    return feeding_parameters(x.grad_fn)
