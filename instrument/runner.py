@@ -6,6 +6,7 @@ goes on `sys.path`, and where that folder has an `instrument`, `patches` or `lat
 
 from __future__ import annotations
 
+import builtins
 import importlib.abc
 import importlib.machinery
 import io
@@ -67,7 +68,7 @@ def _yield_names(folder: str) -> list[str]:
 
 def _fresh_main() -> types.ModuleType:
     main = types.ModuleType("__main__")
-    main.__dict__["__builtins__"] = __builtins__
+    main.__dict__["__builtins__"] = builtins  # the module, as in a script that Python runs; in other modules it is a dictionary
     sys.modules["__main__"] = main
     return main
 
