@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import overrides
 from torch._dynamo import trace_rules
-from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
+from torch._dynamo.variables import torch as dynamo_torch
 from torch.jit import _builtins
 
 from instrument.interception import Replacement
@@ -20,11 +20,13 @@ from instrument.interception import Replacement
 _BUILT_ON_FIRST_USE: tuple[Callable[[], Any], ...] = (
     trace_rules.get_torch_obj_rule_map,
     trace_rules.get_tensor_method,
-    TorchInGraphFunctionVariable._get_handlers,
+    dynamo_torch.TorchInGraphFunctionVariable._get_handlers,
     overrides.get_ignored_functions,
     overrides.get_default_nowrap_functions,
     overrides.get_testing_overrides,
     overrides._get_overridable_functions,
+    overrides._get_tensor_methods,
+    dynamo_torch.get_overridable_functions,
 )
 
 
@@ -41,17 +43,39 @@ def prepare() -> None:
 
 
 def register(replacements: list[Replacement]) -> None:
-    """Let every stand-in for an operator script as the operator."""
+    """Let every stand-in for an operator script as the operator, and have the operator's name for whoever asks `torch.overrides`."""
     table = _table()
-    for replacement in replacements:
-        original: Any = getattr(replacement.installed, "__wrapped__", None)
+    stand_ins = _stand_ins(replacements)
+    for original, stand_in in stand_ins.items():
         operator = table.get(id(original))
         if operator is not None:
-            table[id(replacement.installed)] = operator
+            table[id(stand_in)] = operator
+    names = overrides._get_overridable_functions()[1]
+    names.update({stand_in: names[original] for original, stand_in in stand_ins.items() if original in names})
+    _exchange(stand_ins)
 
 
 def unregister(replacements: list[Replacement]) -> None:
     """Take the stand-ins out again."""
     table = _table()
-    for replacement in replacements:
-        table.pop(id(replacement.installed), None)
+    names = overrides._get_overridable_functions()[1]
+    stand_ins = _stand_ins(replacements)
+    for stand_in in stand_ins.values():
+        table.pop(id(stand_in), None)
+        names.pop(stand_in, None)
+    _exchange({stand_in: original for original, stand_in in stand_ins.items()})
+
+
+def _stand_ins(replacements: list[Replacement]) -> dict[Any, Any]:
+    """By what they stand for."""
+    return {r.installed.__wrapped__: r.installed for r in replacements if hasattr(r.installed, "__wrapped__")}
+
+
+def _exchange(functions: dict[Any, Any]) -> None:
+    """Put functions in the place of others in what `torch.overrides` lists: a script looks for the ones that it knows by name."""
+    for listed in overrides._get_overridable_functions()[0].values():
+        listed[:] = [functions.get(function, function) for function in listed]
+    methods = overrides._get_tensor_methods()
+    for old in methods & functions.keys():
+        methods.remove(old)
+        methods.add(functions[old])

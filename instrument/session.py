@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from instrument import jit
+from instrument import jit, warning_sites
 from instrument.circumstances import ended_by
 from instrument.distributed.agreement import AGREEMENT
 from instrument.guards import OPERATION_GUARDS, backward, loading, step
@@ -69,6 +69,7 @@ class _Installation:
         for spelling in loss_scale.spellings():
             names.append(self._replace(spelling, loss_scale.stand_in, stand_ins))
         self._watch_construction()
+        self._replacements.append(warning_sites.redirect())
         AGREEMENT.open()
         self._hooks = [register_optimizer_step_pre_hook(step.before_step), register_optimizer_step_post_hook(step.after_step)]
         self._hooks += watch_registration(_meet_module)
