@@ -43,7 +43,7 @@ def encode(s: str) -> Tensor:
 
 
 def decode(t: Tensor | Iterable[int]) -> str:
-    """The text of a 1-d tensor (or iterable) of indices.
+    """The text of a tensor (read in order, whatever its shape) or iterable of indices.
 
     Raises:
         UnknownTokenError: an index outside the alphabet; the message names it.

@@ -50,7 +50,11 @@ class ContinualUpdate:
         if tokens.shape[0] == 0:
             return {"loss": 0.0, "grad_norm": 0.0, "accuracy": 0.0, "skipped": 1.0}
         device = next(model.parameters()).device
-        tokens, labels = tokens.to(device), labels.to(device, torch.long)
+        with torch.inference_mode(False), torch.enable_grad():
+            # clones: what was made under inference mode can be kept neither for a gradient nor in the memory
+            return self._learn(model, tokens.to(device, copy=tokens.is_inference()), labels.to(device, torch.long, copy=labels.is_inference()))
+
+    def _learn(self, model: RaccoonLogClassifier, tokens: Tensor, labels: Tensor) -> dict[str, float]:
         memory = model.memory
         slots = memory.sample_indices(min(REPLAYED, len(memory))) if len(memory) else []
         batches = _batches(tokens, labels, [memory.buffer[i] for i in slots])

@@ -13,6 +13,7 @@ from latent_drift.errors import UsageError
 from latent_drift.models.sizes import require_size
 from latent_drift.models.soft_bound import soft_bound
 from latent_drift.models.time_features import TimeAwareTransform, embed_time, require_time_dim, time_frequencies
+from latent_drift.numerics.bounds import soft_clamp
 
 DEFAULT_SCALE_RANGE = 3.0
 """Largest log-scale of one layer as published."""
@@ -43,7 +44,8 @@ class CouplingLayer(nn.Module):
 
     *Numerics*: log-scale = scale_range * tanh(raw / scale_range); a ratio beyond 2 is first pressed below 2 + pi / 2 (tanh: 0.998)
     with a slope that decays like 1/ratio**2, so that the gradient returns. The network sees entries beyond +-10 as +-10: a shift
-    proportional to a far x would grow by a factor in every layer. x itself is passed on unbounded, with its gradient.
+    proportional to a far x would grow by a factor in every layer. x itself is passed on unbounded, with its gradient; in float16 it is
+    pressed below 32,752 (the identity, and invertible, up to 16,376).
     """
 
     mask: Tensor
@@ -95,8 +97,16 @@ class CouplingLayer(nn.Module):
         ratio, shift = (raw * self._gates()).chunk(2, dim=-1)
         log_scale = self.scale_range * torch.tanh(ratio if self.legacy_compat else soft_bound(ratio))
         if reverse:
-            return (x - shift) * torch.exp(-log_scale), -log_scale.sum(dim=-1)
-        return x * torch.exp(log_scale) + shift, log_scale.sum(dim=-1)  # addcmul would multiply by its value, 1, twice on the way back
+            return self._in_range((x - shift) * torch.exp(-log_scale)), -log_scale.sum(dim=-1)
+        y = x * torch.exp(log_scale) + shift  # addcmul would multiply by its value, 1, twice on the way back
+        return self._in_range(y), log_scale.sum(dim=-1)
+
+    def _in_range(self, y: Tensor) -> Tensor:
+        """`y` itself, but in float16, where a latent of 1e4 times e**3 is Inf: there pressed below half the largest number."""
+        if y.dtype != torch.float16 or self.legacy_compat:
+            return y
+        limit = 0.5 * torch.finfo(y.dtype).max
+        return soft_clamp(y, -limit, limit, margin=0.5 * limit)
 
     def _gates(self) -> Tensor:
         """(2 dim,): zero where the mask is one; elsewhere 1 / scale_range for the raw log-scales, 1 for the shifts."""

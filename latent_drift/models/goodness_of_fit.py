@@ -100,24 +100,22 @@ class FastEppsPulley(UnivariateTest):
         self.n_points = n_points
         self.integration = integration
         self.per_sample = per_sample
-        for name, value in self._grid(torch.float32).items():
-            self.register_buffer(name, value)
-
-    def _grid(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        t = torch.linspace(0.0, self.t_max, self.n_points, dtype=dtype)
+        t = torch.linspace(0.0, t_max, n_points, dtype=torch.float32)
         phi = torch.exp(-0.5 * t.square())
-        spacing = self.t_max / (self.n_points - 1)
-        trapezoid = torch.full((self.n_points,), 2.0 * spacing, dtype=dtype)
+        spacing = t_max / (n_points - 1)
+        trapezoid = torch.full((n_points,), 2.0 * spacing, dtype=torch.float32)
         trapezoid[0] = trapezoid[-1] = spacing
-        return {"t": t, "phi": phi, "weights": trapezoid * phi}
+        self.register_buffer("t", t)
+        self.register_buffer("phi", phi)
+        self.register_buffer("weights", trapezoid * phi)
 
     def _apply(self, fn: Any, recurse: bool = True) -> FastEppsPulley:
+        before = {name: getattr(self, name) for name in ("t", "phi", "weights")}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.t.dtype in (torch.float16, torch.bfloat16):
-            # Rounding the grid to half precision would move the statistic by 1e-3: refill it in float32.
-            device = self.t.device
-            for name, value in self._grid(torch.float32).items():
-                setattr(self, name, value.to(device))
+            # Rounding the grid to half precision would move the statistic by 1e-3: it stays what it was, loaded values included.
+            for name, value in before.items():
+                setattr(self, name, value.to(self.t.device, torch.float32))
         return self
 
     def forward(self, x: Tensor) -> Tensor:

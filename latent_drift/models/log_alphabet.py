@@ -28,12 +28,12 @@ def encode_log(s: str) -> Tensor:
 
 
 def decode_log(t: Tensor | Iterable[int]) -> str:
-    """The text of a 1-d tensor (or iterable) of indices.
+    """The text of a tensor (read in order, whatever its shape) or iterable of indices.
 
     Raises:
         IndexError: an index outside the alphabet; the message names it.
     """
-    indices = t.tolist() if isinstance(t, Tensor) else [int(i) for i in t]
+    indices = t.reshape(-1).tolist() if isinstance(t, Tensor) else [int(i) for i in t]
     unknown = [i for i in indices if i not in log_idx2char]
     if unknown:
         raise IndexError(f"decode_log: index {unknown[0]} is outside the alphabet of {log_vocab_size} characters (0 to {log_vocab_size - 1})")

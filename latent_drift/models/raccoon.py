@@ -24,6 +24,7 @@ from latent_drift.models.replay_memory import RaccoonMemory
 from latent_drift.models.sizes import require_size
 from latent_drift.models.small_sample import SmallSampleSlicing
 from latent_drift.models.soft_bound import soft_bound
+from latent_drift.numerics.bounds import soft_clamp
 from latent_drift.numerics.gaussian import kl_divergence
 from latent_drift.numerics.limits import FLOAT_DTYPES
 from latent_drift.solvers.sde import euler_maruyama_step, solve_sde
@@ -36,6 +37,16 @@ FLOW_TIME: Final = 0.5
 
 NUM_SLICES: Final = 16
 """Random directions of the test of normality; they change with every step."""
+
+LEGACY_NUM_SLICES: Final = 64
+"""As many as published, by the reading that both models had the latent ODE's default. The number decides the spread of the published ep_loss
+over directions, not its mean, and no key or shape of the state."""
+
+FARTHEST_IN_FLOAT16: Final = 2048.0
+"""Where latents end for a classifier in float16 (they are left alone up to half of it): a sum over 64 of them with weights of 0.4 is still finite."""
+
+UNLABELLED: Final = -100
+"""The label that `cross_entropy` leaves out: such a message shapes the latents and is classified, but teaches no class."""
 
 WIDEST_LOG_VARIANCE: Final = 4.0
 """Largest log-variance of posterior and prior, where the config does not ask for less.
@@ -110,7 +121,9 @@ class RaccoonLogClassifier(nn.Module):
         scale = self.config.latent.flow_log_scale
         self.flow = RaccoonFlow(latent_dim, hidden_dim, max_log_scale=math.inf if scale == "none" else scale, legacy_compat=legacy_compat)
         self.classifier = nn.Sequential(nn.Linear(latent_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, num_classes))
-        self.latent_test = SmallSampleSlicing(FastEppsPulley(per_sample=not legacy_compat), NUM_SLICES, legacy_compat=legacy_compat)
+        self.latent_test = SmallSampleSlicing(
+            FastEppsPulley(per_sample=not legacy_compat), LEGACY_NUM_SLICES if legacy_compat else NUM_SLICES, legacy_compat=legacy_compat
+        )
         self.memory = RaccoonMemory(max_size=memory_size, legacy_compat=legacy_compat)
         self.z0_mean = nn.Parameter(torch.zeros(latent_dim))
         self.z0_logvar = nn.Parameter(torch.zeros(latent_dim))
@@ -136,6 +149,8 @@ class RaccoonLogClassifier(nn.Module):
 
     def classify(self, z: Tensor) -> Tensor:
         """Logits (B, num_classes) of latents (B, latent_dim) at the end of their path, that is behind SDE and flow."""
+        if not self.legacy_compat and _computed_in(z) == torch.float16:
+            z = soft_clamp(z, -FARTHEST_IN_FLOAT16, FARTHEST_IN_FLOAT16, margin=0.5 * FARTHEST_IN_FLOAT16)
         logits: Tensor = self.classifier(z)
         return logits
 
@@ -156,7 +171,7 @@ class RaccoonLogClassifier(nn.Module):
 
         Args:
             tokens: (B, L), integer.
-            labels: (B,), integer.
+            labels: (B,), integer, each in [0, num_classes) or -100 for none; where no message of a batch has one, class_loss is 0.
             loss_weights: of the classification, the KL to the learned prior, and the shape of the final latents.
 
         Returns:
@@ -178,7 +193,9 @@ class RaccoonLogClassifier(nn.Module):
             zero = nothing.detach()
             return nothing, {"class_loss": zero, "kl_loss": zero, "ep_loss": zero, "accuracy": zero, "logits": logits.detach()}
         labels = labels.to(torch.long)
-        class_loss = F.cross_entropy(logits.to(_loss_dtype(logits)), labels)
+        class_loss = F.cross_entropy(logits.to(_loss_dtype(logits)), labels, ignore_index=UNLABELLED)
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and int(labels.max()) == UNLABELLED:
+            class_loss = logits.to(class_loss.dtype).sum() * 0.0  # a mean over no label would be NaN
         kl_loss = self._kl(mean, logvar)
         ep_loss = self.latent_test(z)
         if not self.legacy_compat:
@@ -226,10 +243,10 @@ class RaccoonLogClassifier(nn.Module):
                 "encode messages with encode_log, which maps unknown characters to 0"
             )
 
-    def _bounded_logvar(self, logvar: Tensor) -> Tensor:
+    def _bounded_logvar(self, logvar: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         if self.legacy_compat:
             return logvar
-        return soft_bound(logvar, *self._logvar_range[logvar.dtype])
+        return soft_bound(logvar, *self._logvar_range[dtype or logvar.dtype])
 
     def _travel(self, z0: Tensor, noisy: bool) -> tuple[Tensor, Tensor]:
         """The latent behind SDE and flow, and the flow's log-determinant (B,)."""
@@ -253,13 +270,15 @@ class RaccoonLogClassifier(nn.Module):
         if self.legacy_compat:
             ratio = (torch.exp(logvar) + (mean - self.z0_mean).square()) / (torch.exp(self.z0_logvar) + 1e-8)
             return 0.5 * (self.z0_logvar - logvar + ratio - 1).mean()
-        z0_logvar = self._bounded_logvar(self.z0_logvar)
+        # Within the posterior's range: under float16 autocast the gradient of the means, 2 d exp(-z0_logvar), is float16.
+        z0_logvar = self._bounded_logvar(self.z0_logvar, mean.dtype)
         if mean.dtype == torch.float64 or mean.device.type == "mps":  # wider than float64 there is nothing, and mps has no float64
             return kl_divergence(mean, logvar, self.z0_mean, z0_logvar, dtype=_loss_dtype(mean)).mean()
         # exp(d) - 1 - d cancels near d = 0. In float64 what is lost is below 1e-16 |d|, and the terms of half and single precision
         # differences stay >= 0: the same values as kl_divergence for a quarter of its kernel calls. The bounds keep exp(d) below e**34.
-        difference = (logvar - z0_logvar).double()
-        distance = (mean - self.z0_mean).double().square() * torch.exp(-z0_logvar).double()
+        z0_logvar = _within_range(z0_logvar)
+        difference = _within_range(logvar) - z0_logvar
+        distance = _within_range(mean - self.z0_mean).square() * torch.exp(-z0_logvar)
         return 0.5 * (torch.expm1(difference) - difference + distance).mean().to(_loss_dtype(mean))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -280,6 +299,23 @@ class RaccoonLogClassifier(nn.Module):
 
 
 _EXTRA_STATE: Final = "_extra_state"  # torch's own name for state that is no parameter or buffer; a byte tensor, so that copies and moves work
+
+
+def _within_range(x: Tensor) -> Tensor:
+    """`x` in float64, with a gradient that its own dtype can hold.
+
+    Means 1e4 away from the prior's have a KL of 1e8, and gradients in float16 end at 65,504."""
+    wide = x.double()
+    if x.dtype == torch.float16 and wide.requires_grad and not torch.compiler.is_compiling():
+        limit = torch.finfo(x.dtype).max / max(1, x.shape[0] if x.dim() > 1 else 1)  # what a sum over the batch cannot exceed
+        wide.register_hook(lambda gradient: gradient.clamp(-limit, limit))
+    return wide
+
+
+def _computed_in(x: Tensor) -> torch.dtype:
+    """The dtype in which a linear layer will see `x`."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if x.dtype != torch.float64 and torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _loss_dtype(x: Tensor) -> torch.dtype:

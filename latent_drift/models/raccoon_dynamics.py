@@ -74,18 +74,18 @@ class RaccoonDynamics(nn.Module):
             assert isinstance(last, nn.Linear)
             nn.init.constant_(last.bias, math.log(start))
 
-    def forward(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Drift and diffusion, both (B, latent_dim), of z (B, latent_dim) at t: (B, 1), or one time for all as () or (1, 1)."""
+    def forward(self, z: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Drift and diffusion, both (B, latent_dim), of z (B, latent_dim) at t: (B, 1), or one time for all as a number, () or (1, 1)."""
         inputs = self._inputs(z, t)
         raw: Tensor = self.log_diffusion_net(inputs)
         return self.drift_net(inputs), self.bounded_diffusion(raw)
 
-    def drift(self, z: Tensor, t: Tensor) -> Tensor:
+    def drift(self, z: Tensor, t: Tensor | float) -> Tensor:
         """The drift alone, (B, latent_dim)."""
         drift: Tensor = self.drift_net(self._inputs(z, t))
         return drift
 
-    def diffusion(self, z: Tensor, t: Tensor) -> Tensor:
+    def diffusion(self, z: Tensor, t: Tensor | float) -> Tensor:
         """The diffusion alone, (B, latent_dim)."""
         raw: Tensor = self.log_diffusion_net(self._inputs(z, t))
         return self.bounded_diffusion(raw)
@@ -104,13 +104,19 @@ class RaccoonDynamics(nn.Module):
         if span == 0.0:
             return torch.full_like(raw, lowest)
         above_lowest = (torch.atan(raw - (math.log(lowest) + 0.5 * span)) + _HALF_PI) * (span / math.pi)
-        return lowest * torch.exp(above_lowest)
+        if span < LARGEST_EXPONENT[raw.dtype]:
+            return lowest * torch.exp(above_lowest)
+        root = torch.exp(0.5 * above_lowest)  # of a range wider than exp's own, as from 0 to 5 in float32
+        return lowest * root * root
 
-    def _inputs(self, z: Tensor, t: Tensor) -> Tensor:
-        if t.shape != (z.shape[0], 1) or t.dtype != z.dtype:
+    def _inputs(self, z: Tensor, t: Tensor | float) -> Tensor:
+        if not isinstance(t, Tensor) or t.shape != (z.shape[0], 1) or t.dtype != z.dtype:
             t = torch.as_tensor(t, dtype=z.dtype, device=z.device).reshape(-1, 1).expand(z.shape[0], 1)
         return torch.cat([z, t], dim=-1)
 
+
+LARGEST_EXPONENT: Final = {dtype: 0.98 * math.log(torch.finfo(dtype).max) for dtype in FLOAT_DTYPES}
+"""Exponents whose exp is finite with room for rounding: 86 in float32, 10.8 in float16."""
 
 _HALF_PI: Final = 1.5707964
 """pi / 2, rounded up in float32, so that atan(-inf) + pi / 2 is not negative."""
@@ -121,5 +127,6 @@ def _log_range(sigma_min: float, sigma_max: float, dtype: torch.dtype) -> tuple[
     info = torch.finfo(dtype)
     # sigma_min = 0 has no logarithm: the smallest normal number of the dtype stands in for it, and is >= 0.
     lowest = max(round_up(sigma_min, dtype), info.smallest_normal)
-    span = math.log(sigma_max / lowest) if sigma_max > lowest else 0.0
+    highest = min(sigma_max, info.max)  # a float16 module cannot hold sigma_max = 1e6
+    span = math.log(highest) - math.log(lowest) if highest > lowest else 0.0  # their ratio may be beyond float64
     return lowest, max(span - (4.0 * span + 4.0) * info.eps, 0.0)

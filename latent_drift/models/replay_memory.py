@@ -15,6 +15,7 @@ from torch import Tensor
 
 from latent_drift.errors import UsageError
 from latent_drift.models.sampling_tree import SamplingTree
+from latent_drift.models.sizes import require_size
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ class RaccoonMemory:
 
     Attributes:
         buffer: the trajectories, in no particular order.
-        scores: their scores, a list of finite floats beside `buffer`; change one with `update_score`.
+        scores: their scores, a list of finite floats beside `buffer`; change one with `update_score`. Both lists may be
+            cleared, cut to the same length or replaced.
         max_size: the capacity.
 
     Raises:
@@ -45,9 +47,7 @@ class RaccoonMemory:
     """
 
     def __init__(self, max_size: int = 10000, *, legacy_compat: bool = False) -> None:
-        if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 0:
-            raise UsageError(f"RaccoonMemory: max_size must be an integer of at least 0; got {max_size!r}")
-        self.max_size = max_size
+        self.max_size = require_size(max_size, "max_size", "RaccoonMemory", at_least=0)
         self.legacy_compat = legacy_compat
         self._clear()
 
@@ -60,6 +60,7 @@ class RaccoonMemory:
         self._sizes: dict[Hashable, int] = {}
         self._clock = 0
         self._tree = SamplingTree()
+        self._lists = (self.buffer, self.scores)  # what heaps and tree were built from
 
     def __len__(self) -> int:
         return len(self.buffer)
@@ -72,6 +73,7 @@ class RaccoonMemory:
         if self.legacy_compat:
             return self._legacy_add(trajectory, score)
         value = _number(score)
+        self._follow_lists()
         if not math.isfinite(value):
             _LOG.warning("RaccoonMemory: a trajectory with score %s was not stored; scores must be finite", value)
             return False
@@ -101,6 +103,8 @@ class RaccoonMemory:
         """Give the trajectory at `index` of `buffer` a new score; one that is not finite is ignored."""
         value = _number(score)
         if math.isfinite(value):
+            if not self.legacy_compat:
+                self._follow_lists()
             self.scores[index] = value
             if not self.legacy_compat:
                 self._register(index, value, self._groups[index])
@@ -123,6 +127,8 @@ class RaccoonMemory:
             raise UsageError("RaccoonMemory.sample: give the number of trajectories once, as n or as batch_size")
         count = batch_size if n is None else n
         assert count is not None
+        if not self.legacy_compat:
+            self._follow_lists()
         if count < 0:
             raise UsageError(f"RaccoonMemory.sample: cannot draw {count} trajectories")
         size = len(self.buffer)
@@ -162,16 +168,25 @@ class RaccoonMemory:
             raise UsageError(
                 f"RaccoonMemory.load_state_dict: {len(buffer)} trajectories, {len(scores)} scores, {len(groups)} groups; expected as many of each"
             )
-        max_size = state.get("max_size", self.max_size)
-        if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 0:
-            raise UsageError(f"RaccoonMemory.load_state_dict: max_size must be an integer of at least 0; got {max_size!r}")
-        self.max_size = max_size
+        self.max_size = require_size(state.get("max_size", self.max_size), "max_size", "RaccoonMemory.load_state_dict", at_least=0)
         self._clear()
         if self.legacy_compat:
             self.buffer, self.scores = buffer, scores
             return
         for trajectory, score, group in zip(buffer, scores, groups, strict=True):
             self.add(copy.deepcopy(trajectory), score, group)
+
+    def _follow_lists(self) -> None:
+        """Start again from `buffer` and `scores` where somebody cleared, cut or replaced them."""
+        buffer, scores = self.buffer, self.scores
+        if buffer is self._lists[0] and scores is self._lists[1] and len(buffer) == len(scores) == len(self._stamps):
+            return
+        if len(buffer) != len(scores):
+            raise UsageError(f"RaccoonMemory: buffer holds {len(buffer)} trajectories and scores {len(scores)} numbers; expected as many of each")
+        groups = self._groups if len(self._groups) == len(buffer) else [None] * len(buffer)
+        self._clear()
+        for trajectory, score, group in zip(buffer, scores, groups, strict=True):
+            self.add(trajectory, score, group)
 
     def _place(self, slot: int, trajectory: Any, score: float, group: Hashable) -> None:
         self.buffer[slot] = _owned(trajectory)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import operator
+from typing import SupportsIndex
+
 from latent_drift.errors import UsageError
 
 
-def require_size(value: int, name: str, owner: str, at_least: int = 1) -> int:
-    """`value` itself if it is an integer not below `at_least`.
+def require_size(value: SupportsIndex, name: str, owner: str, at_least: int = 1) -> int:
+    """`value` as an int if it is an integer (of numpy, say) not below `at_least`.
 
     Raises:
-        UsageError: anything else.
+        UsageError: anything else, bool included.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+    try:
+        size = at_least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        size = at_least - 1
+    if size < at_least:
         raise UsageError(f"{owner}: {name} must be an integer of at least {at_least}; got {value!r}")
-    return value
+    return size

@@ -69,8 +69,8 @@ class TimeAwareTransform(nn.Module):
         return module
 
     def embed_time(self, t: Tensor) -> Tensor:
-        """t (B, 1), any real dtype -> (B, time_dim), sines first."""
-        return embed_time(t, self.freqs)
+        """t (B, 1) or (B,), any real dtype -> (B, time_dim), sines first."""
+        return embed_time(t.unsqueeze(-1) if t.dim() == 1 else t, self.freqs)
 
     def forward(self, t: Tensor) -> Tensor:
         """As `embed_time`."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Dataset
 
 from latent_drift.config import StabilityConfig, load
 from latent_drift.errors import UsageError
 from latent_drift.models import alphabet
+from latent_drift.models.batches import endless, loader_of
 from latent_drift.models.float16_products import float16_products
 from latent_drift.models.latent_ode import DeterministicLatentODE
 from latent_drift.models.optimizer_step import OptimizerStep
@@ -98,11 +100,12 @@ def latent_weight_at(step: int, final: float) -> float:
 
 def train_ode(
     model: DeterministicLatentODE | DistributedDataParallel,
-    dataloader: Iterable[Any],
+    dataloader: Iterable[Any] | Dataset[Any],
     n_iter: int,
     device: torch.device | str | None = None,
     loss_weights: Sequence[float] = (1.0, 0.05, 1.0),
     *,
+    batch_size: int | None = None,
     lr: float = LEARNING_RATE,
     optimizer: torch.optim.Optimizer | None = None,
     scheduler: Any = None,
@@ -122,10 +125,12 @@ def train_ode(
 
     Args:
         model: moved to `device` and put into training mode; a DistributedDataParallel around one stays where it is.
-        dataloader: batches of tokens (B, L), or tuples that start with them; walked again when it ends.
+        dataloader: batches of tokens (B, L), or tuples that start with them; walked again when it ends. A data set is loaded in
+            shuffled batches.
         n_iter: steps to take, at least 0.
         device: None for where the model is.
         loss_weights: of reconstruction, normality (at the end of its warm-up) and ODE matching.
+        batch_size: for a data set, 32 by default.
         lr: learning rate of the AdamW that is built when `optimizer` is None.
         optimizer: one built over the model's parameters, in place of AdamW.
         scheduler: a learning-rate scheduler of `optimizer`; stepped after each step that was taken.
@@ -171,10 +176,10 @@ def train_ode(
     step = OptimizerStep(model, optimizer or _adamw(lr), config, scaler, update_ratio=None if legacy_compat else UPDATE_RATIO)
     training = OdeTraining(step.optimizer)
     model.train()
-    batches = _endless(dataloader)
+    batches = endless(loader_of(dataloader, batch_size, shuffle=True), "train_ode")
     half = PRECISIONS[precision]
     for number in range(first_step, first_step + n_iter):
-        tokens = next(batches).to(device)
+        tokens = _tokens(next(batches)).to(device)
         weight = latent_weight_at(number, loss_weights[1])
         with torch.autocast(kind, dtype=half, enabled=half is not None), float16_products(kind, half):
             loss, stats = model(tokens, (loss_weights[0], weight, loss_weights[2]))
@@ -202,16 +207,10 @@ def _without_intervention() -> StabilityConfig:
     return load(gradient={"clip": {"kind": "none"}, "nonfinite": "record"})
 
 
-def _endless(dataloader: Iterable[Any]) -> Iterator[Tensor]:
-    while True:
-        empty = True
-        for batch in dataloader:
-            empty = False
-            yield batch[0] if isinstance(batch, (tuple, list)) else batch
-        if empty:
-            raise UsageError(
-                "train_ode: dataloader has no batch; is the data set smaller than a batch with drop_last=True, or an iterator that is used up?"
-            )
+def _tokens(batch: Any) -> Tensor:
+    """Tokens (B, L) of what a loader gave: a batch or a tuple that starts with it; a single sequence where it does no batching."""
+    tokens: Tensor = batch[0] if isinstance(batch, (tuple, list)) else batch
+    return tokens.unsqueeze(0) if tokens.dim() == 1 else tokens
 
 
 def _drawn(model: DeterministicLatentODE, step: int, seq_len: int) -> OdeSamples:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from latent_drift.config import StabilityConfig
 from latent_drift.errors import UsageError
+from latent_drift.models.batches import DEFAULT_BATCH, endless, loader_of
 from latent_drift.models.raccoon import RaccoonLogClassifier
 from latent_drift.models.raccoon_steps import AbstractSteps, FlatSteps, LegacySteps, OptimizerSteps
+from latent_drift.models.sizes import require_size
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,7 +28,6 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 """A DataLoader, or anything that gives (tokens, labels) each time it is iterated."""
 
 DEFAULT_STEPS: Final = 1000
-DEFAULT_BATCH: Final = 32
 DEFAULT_LR: Final = 3e-3  # accuracies after 1,000 steps: 0.995 at 3e-3 and 1e-2, 0.98 at 1e-3
 LEGACY_LR: Final = 1e-3
 RUNNING: Final = 100  # messages in the running accuracy
@@ -97,7 +98,7 @@ def train_raccoon_classifier(
     *Numerics*: gradients are clipped to norm 1 and steps that are not finite are skipped (config: `gradient`); no step moves the weights by more than
     about 5 % of their norm (`flat_weights`), so that a rate a hundred times too high still learns.
     """
-    steps = _one_of(n_iter, num_steps, ("n_iter", "num_steps"), DEFAULT_STEPS)
+    steps = _one_of("train_raccoon_classifier", n_iter, num_steps, ("n_iter", "num_steps"), DEFAULT_STEPS)
     rate = (LEGACY_LR if legacy_compat else DEFAULT_LR) if lr is None else lr
     if not 0.0 < rate < math.inf:
         raise UsageError(f"train_raccoon_classifier: lr must be positive and finite; got {rate}")
@@ -111,7 +112,7 @@ def train_raccoon_classifier(
     elif inner is model:
         model.to(device)
     device = torch.device(device)
-    batches = _endless(_loader(dataloader, batch_size, shuffle=True), "train_raccoon_classifier")
+    batches = endless(loader_of(dataloader, batch_size, shuffle=True), "train_raccoon_classifier")
     model.train()
     step: AbstractSteps
     if legacy_compat:
@@ -122,7 +123,7 @@ def train_raccoon_classifier(
         step = OptimizerSteps(model, rate, steps, config or inner.config, optimizer, scheduler, scaler_for=device if precision == "float16" else None)
     loss, stats = torch.zeros((), device=device), dict[str, Tensor]()
     for number in range(first_step, first_step + steps):
-        tokens, labels = next(batches)
+        tokens, labels = _whole_batch(next(batches))
         with torch.autocast(device.type, dtype=PRECISIONS[precision]) if precision != "float32" else nullcontext():
             loss, stats = model(tokens.to(device), labels.to(device), loss_weights)
         outcome = step(loss)
@@ -166,12 +167,12 @@ def continuous_learning_phase(
     if n_samples is None and num_samples is None:
         total = None
     else:
-        total = _one_of(n_samples, num_samples, ("n_samples", "num_samples"), 0)
+        total = _one_of("continuous_learning_phase", n_samples, num_samples, ("n_samples", "num_samples"), 0)
     device = _placed(model, device)
-    loader = _loader(dataloader, batch_size, shuffle=False)
+    loader = loader_of(dataloader, batch_size, shuffle=False)
     if not legacy_compat:
         loader = _in_stream_order(loader)
-    stream = iter(loader) if total is None else _endless(loader, "continuous_learning_phase")
+    stream = iter(loader) if total is None else endless(loader, "continuous_learning_phase")
     recent: deque[bool] = deque(maxlen=RUNNING)
     accuracies: list[float] = []
     while total is None or len(accuracies) < total:
@@ -179,7 +180,7 @@ def continuous_learning_phase(
         if batch is None:
             break
         left = None if total is None else total - len(accuracies)
-        tokens, labels = batch[0][:left].to(device), batch[1][:left].to(device)
+        tokens, labels = (part[:left].to(device) for part in _whole_batch(batch))
         with torch.no_grad():
             if legacy_compat:
                 predicted = model.classify(model.sample_latent(*model.encode(tokens))).argmax(dim=-1)
@@ -192,13 +193,12 @@ def continuous_learning_phase(
     return accuracies
 
 
-def _one_of(first: int | None, second: int | None, names: tuple[str, str], default: int) -> int:
+def _one_of(owner: str, first: int | None, second: int | None, names: tuple[str, str], default: int) -> int:
     if first is not None and second is not None:
-        raise UsageError(f"give {names[0]} or {names[1]}, not both; got {first} and {second}")
+        raise UsageError(f"{owner}: give {names[0]} or {names[1]}, not both; got {first} and {second}")
     value = default if first is None and second is None else first if second is None else second
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise UsageError(f"{names[0]} must be an integer of at least 0; got {value!r}")
-    return value
+    assert value is not None
+    return require_size(value, names[0], owner, at_least=0)
 
 
 def _placed(model: RaccoonLogClassifier, device: torch.device | str | None) -> torch.device:
@@ -208,16 +208,6 @@ def _placed(model: RaccoonLogClassifier, device: torch.device | str | None) -> t
     return torch.device(device)
 
 
-def _loader(data: Batches | Dataset[Any], batch_size: int | None, shuffle: bool) -> Batches:
-    # A DataLoader can be iterated and has no items; a data set has items, and may define __iter__ besides.
-    if isinstance(data, DataLoader) or not hasattr(data, "__getitem__") or isinstance(data, (list, tuple)):
-        if batch_size is not None:
-            raise UsageError("batch_size is for data sets; this is a loader, which has its own")
-        return data  # type: ignore[return-value]
-    size = DEFAULT_BATCH if batch_size is None else batch_size
-    return DataLoader(data, batch_size=size, shuffle=shuffle and len(data) > 0)  # type: ignore[arg-type]
-
-
 def _in_stream_order(loader: Batches) -> Batches:
     if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, RandomSampler) or getattr(loader.dataset, "drift_point", None) is None:
         return loader
@@ -225,11 +215,9 @@ def _in_stream_order(loader: Batches) -> Batches:
     return DataLoader(loader.dataset, batch_size=loader.batch_size or DEFAULT_BATCH, num_workers=loader.num_workers, collate_fn=loader.collate_fn)
 
 
-def _endless(loader: Batches, owner: str) -> Iterator[tuple[Tensor, Tensor]]:
-    while True:
-        empty = True
-        for tokens, labels in loader:
-            empty = False
-            yield tokens, labels
-        if empty:
-            raise UsageError(f"{owner}: the data gave no batch; check its length, drop_last, and whether an iterator was used up")
+def _whole_batch(batch: Any) -> tuple[Tensor, Tensor]:
+    """Tokens (B, L) and labels (B,) of what a loader gave: a batch, or a single item where it does no batching."""
+    tokens, labels = batch[0], batch[1]
+    if isinstance(tokens, Tensor) and tokens.dim() == 1:
+        return tokens.unsqueeze(0), torch.as_tensor(labels).reshape(1)
+    return tokens, labels

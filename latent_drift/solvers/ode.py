@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
 from latent_drift.errors import MissingExtraError, UsageError
+from latent_drift.numerics.bounds import soft_clamp
 from latent_drift.numerics.limits import largest_square_root
 
 VectorField = Callable[[Tensor, Tensor], Tensor]
@@ -33,7 +35,7 @@ def solve_ode(
     z: Tensor,
     ts: float,
     tf: float,
-    n_steps: int,
+    n_steps: SupportsIndex,
     *,
     method: str = "euler",
     adjoint: bool = False,
@@ -58,29 +60,38 @@ def solve_ode(
 
     *Numerics*: Euler is of first order in the step and stable only for |1 + dt lambda| <= 1. Beyond that it grows
     geometrically; a single increment is therefore limited to sqrt(finfo.max) in magnitude (1.8e19 in float32, 255 in
-    float16), where growth becomes linear, so that neither states nor gradients overflow. Up to there, results are
-    bitwise those of z + f(z, t) * dt. A drift that is NaN stays NaN.
+    float16), where growth becomes linear, so that neither states nor gradients overflow; float16 states beyond 32,497 are pressed
+    below 64,994 besides. Up to there, results are bitwise those of z + f(z, t) * dt. A drift that is NaN stays NaN.
     """
     if not isinstance(z, Tensor) or not z.is_floating_point():
         raise UsageError(f"solve_ode: z must be a real floating tensor; got {z.dtype if isinstance(z, Tensor) else type(z).__name__}")
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 0:
+    steps = -1 if isinstance(n_steps, bool) or not hasattr(n_steps, "__index__") else operator.index(n_steps)
+    if steps < 0:
         raise UsageError(f"solve_ode: n_steps must be an integer of at least 0; got {n_steps!r}")
     start, end = float(ts), float(tf)
     if not (math.isfinite(start) and math.isfinite(end)):
         raise UsageError(f"solve_ode: ts and tf must be finite; got {start} and {end}")
-    if n_steps == 0:
+    if steps == 0:
         return z.unsqueeze(0)
     if method != "euler":
-        return _torchdiffeq(ode, z, start, end, n_steps, method, adjoint, rtol, atol)
+        return _torchdiffeq(ode, z, start, end, steps, method, adjoint, rtol, atol)
     if adjoint:
         raise UsageError("solve_ode: adjoint=True needs a method of torchdiffeq, e.g. method='rk4'; explicit Euler keeps its graph")
-    dt = (end - start) / n_steps
+    dt = (end - start) / steps
     path = [z]
-    for i in range(n_steps):
+    for i in range(steps):
         t = torch.full((), start + i * dt, dtype=z.dtype, device=z.device)
-        z = z + limited_increment(ode(z, t) * dt)
+        z = _in_range(z + limited_increment(ode(z, t) * dt))
         path.append(z)
     return torch.stack(path)
+
+
+def _in_range(z: Tensor) -> Tensor:
+    """The state itself, but in float16, where 257 of the largest increments add up to Inf: there pressed below 65,504 - 2 * 255."""
+    if z.dtype != torch.float16:
+        return z
+    limit = torch.finfo(z.dtype).max - 2.0 * largest_square_root(z.dtype)
+    return soft_clamp(z, -limit, limit, margin=0.5 * limit)
 
 
 def limited_increment(increment: Tensor) -> Tensor:

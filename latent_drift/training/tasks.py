@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from latent_drift.config import StabilityConfig
 from latent_drift.errors import UsageError
 from latent_drift.models import alphabet, train_ode
+from latent_drift.models.batches import DEFAULT_BATCH
 from latent_drift.models.flat_weights import LARGEST_RELATIVE_STEP
 from latent_drift.models.latent_ode import DeterministicLatentODE
 from latent_drift.models.log_alphabet import NUM_LOG_CLASSES, log_vocab_size
 from latent_drift.models.raccoon import RaccoonLogClassifier
 from latent_drift.models.raccoon_steps import WEIGHT_DECAY
-from latent_drift.models.train_raccoon import DEFAULT_BATCH, DEFAULT_LR, DEFAULT_STEPS
+from latent_drift.models.train_raccoon import DEFAULT_LR, DEFAULT_STEPS
 from latent_drift.training import optimizers, schedules
 from latent_drift.training.checkpoint import Checkpoint
 from latent_drift.training.data import settled

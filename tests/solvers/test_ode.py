@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -108,6 +110,24 @@ def test_unstable_steps_stay_finite_forward_and_backward(gain: float, dtype: tor
     assert z0.grad is not None
     assert z0.grad.isfinite().all()
     assert (z0.grad != 0).all()
+
+
+@pytest.mark.parametrize("field", [lambda z, t: 2 * z, lambda z, t: z * z, lambda z, t: -3 * z])
+def test_many_unstable_steps_do_not_add_up_to_inf_in_float16(field: Callable[[Tensor, Tensor], Tensor]) -> None:
+    z0 = torch.full((1, 2), 1.5, dtype=torch.float16, requires_grad=True)
+    increments = z0.new_full((300,), 255.0).cumsum(0)
+    assert increments[-1].isinf()  # the negative control: bounded increments alone
+    path = solve_ode(field, z0, 0.0, 2000.0, 2000)
+    assert path.isfinite().all()
+    (gradient,) = torch.autograd.grad(path[-1].float().sum(), z0)
+    assert gradient.isfinite().all()
+
+
+def test_number_of_steps_may_be_any_integer() -> None:
+    z = torch.ones(2, 3)
+    expected = solve_ode(lambda z, t: -z, z, 0.0, 1.0, 4)
+    assert torch.equal(solve_ode(lambda z, t: -z, z, 0.0, 1.0, np.int64(4)), expected)
+    assert torch.equal(solve_ode(lambda z, t: -z, z, torch.tensor(0.0), torch.tensor(1.0), torch.tensor(4)), expected)
 
 
 def test_no_step_returns_the_start_and_one_time_repeats_it() -> None:

@@ -126,6 +126,16 @@ def test_autocast_does_not_reach_the_statistic(dtype: torch.dtype) -> None:
     assert value.item() == pytest.approx(reference, rel=1e-6)
 
 
+def test_a_loaded_grid_survives_half_precision() -> None:
+    published = FastEppsPulley(t_max=5.0).state_dict()
+    test = FastEppsPulley()
+    test.load_state_dict(published)
+    assert (published["phi"].half().float() - published["phi"]).abs().max() > 1e-4  # the control: what a cast would leave
+    for dtype in (torch.float16, torch.bfloat16):
+        test = test.to(dtype)
+        assert all(torch.equal(value, published[name]) for name, value in test.state_dict().items())
+
+
 def test_float16_product_with_n_overflows_in_the_published_form_only() -> None:
     z = torch.full((70_000, 2), 30.0, dtype=torch.float16)
     t, weights = (v.half() for v in trapezoid_grid())

@@ -283,6 +283,17 @@ def test_batches_may_be_tuples_and_the_loader_is_walked_again() -> None:
     assert none.stats == {}
 
 
+def test_a_data_set_and_single_sequences_are_taken_as_they_are() -> None:
+    data = SyntheticTargetDataset(8, seed=0)
+    train_ode(small(), data, 2, batch_size=4, sample_every=0)
+    seen: list[int] = []
+    model = small()
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[0]))
+    train_ode(model, data, 1, sample_every=0)
+    train_ode(model, DataLoader(data, batch_size=None), 1, sample_every=0)
+    assert seen == [8, 1]
+
+
 def test_refusals() -> None:
     for keywords, named in (
         ({"n_iter": -1}, "n_iter"),

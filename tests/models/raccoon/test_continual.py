@@ -29,6 +29,23 @@ def accuracy(model, tokens, labels):
     return (model.predict(tokens) == labels).double().mean().item()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_learns_where_the_caller_has_switched_gradients_off(mode):
+    expected, model = classifier(), classifier()
+    for each in (expected, model):
+        torch.manual_seed(1)
+        tokens, labels = LogDataset(8, seed=1).batch(range(8))
+        if each is model:
+            with mode():
+                for _ in range(2):
+                    each.continuous_update(tokens.clone(), labels.clone())  # made under the mode, as predictions there are
+        else:
+            for _ in range(2):
+                each.continuous_update(tokens, labels)
+    assert torch.equal(weights(model), weights(expected))
+    assert not any(tokens.is_inference() for tokens, _ in model.memory.buffer)
+
+
 def test_learns_from_the_first_items_where_the_published_one_waits():
     batch = LogDataset(8, seed=1).batch(range(8))
     legacy, model = classifier(legacy_compat=True), classifier()

@@ -36,6 +36,27 @@ def test_reverse_undoes_forward_to_rounding(dtype, dim):
     assert not torch.equal(there, z)  # not the identity at initialisation
 
 
+def test_shifts_too_large_for_float16_saturate_there_and_only_there():
+    torch.manual_seed(0)
+    flow = RaccoonFlow(4, 8)
+    for layer in flow.flows:
+        torch.nn.init.constant_(layer.transform_net[-1].bias, 1e4)
+    z, t = torch.randn(3, 4), torch.tensor(0.5)
+    exact = flow(z, t)[0]
+    assert exact.abs().max() > torch.finfo(torch.float16).max  # the control: what no half number can say
+    half = flow.half()
+    x = z.half().requires_grad_()
+    there = half(x, t)[0]
+    assert there.isfinite().all()
+    assert half(there.detach(), t, reverse=True)[0].isfinite().all()
+    there.float().sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in half.parameters())
+    bounded = CouplingLayer(4, 8).half()._in_range
+    small = torch.tensor([0.0, -3.5, 16_000.0]).half()
+    assert torch.equal(bounded(small), small)
+
+
 def test_log_det_is_that_of_the_jacobian():
     torch.manual_seed(0)
     flow = RaccoonFlow(5, 16).double()

@@ -28,6 +28,8 @@ def test_text_survives_the_round_trip_and_unknown_characters_become_padding():
     assert encode_log("").shape == (0,)
     assert encode_log("A").dtype == torch.long
     assert decode_log([1, 2]) == "AB"
+    assert decode_log(torch.tensor([[1, 2], [3, 4]])) == "ABCD"
+    assert decode_log(torch.tensor(3)) == "C"
 
 
 def test_index_outside_the_alphabet_is_named():

@@ -4,6 +4,7 @@ import math
 import pathlib
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,7 +13,7 @@ from latent_drift.errors import UsageError
 from latent_drift.models.log_alphabet import NUM_LOG_CLASSES, log_vocab_size
 from latent_drift.models.log_data import LogDataset
 from latent_drift.models.raccoon import RaccoonLogClassifier
-from tests.benchmarks.raccoon_legacy import PlainLogClassifier
+from tests.benchmarks.raccoon_legacy import PlainFlow, PlainLogClassifier
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 STATE = pathlib.Path(__file__).with_name("published_state.txt").read_text(encoding="utf-8")
@@ -40,6 +41,12 @@ def test_state_dict_and_parameters_are_the_published_ones(legacy):
     assert list(model.state_dict())[:2] == ["z0_mean", "z0_logvar"]
     assert sum(p.numel() for p in model.parameters()) == 76_740
     assert sum(v.numel() for v in model.state_dict().values()) == 76_936
+
+
+def test_sizes_may_be_any_integers():
+    model = RaccoonLogClassifier(np.int64(40), torch.tensor(4), memory_size=np.int64(7))
+    assert model.enc_mean.out_features == 32
+    assert model.classifier[-1].out_features == 4
 
 
 def test_attributes_of_the_contract():
@@ -118,6 +125,25 @@ def test_unknown_token_is_an_index_error_that_names_it(token, size):
         classifier()(tokens, torch.zeros(size, dtype=torch.long))
 
 
+def test_messages_without_a_label_teach_no_class(batch):
+    tokens, labels = batch
+    model = classifier().eval()
+    some = labels.clone()
+    some[3:] = -100
+    loss, stats = model(tokens, some)
+    expected = F.cross_entropy(stats["logits"][:3], labels[:3])
+    torch.testing.assert_close(stats["class_loss"], expected)
+    none = torch.full_like(labels, -100)
+    assert F.cross_entropy(stats["logits"], none).isnan()  # the published form
+    loss, stats = model(tokens, none)
+    loss.backward()
+    assert loss.isfinite()
+    assert stats["class_loss"].item() == 0.0
+    assert all_finite(model)
+    assert model.classifier[-1].bias.grad.abs().sum() == 0
+    assert model.enc_mean.weight.grad.abs().sum() > 0
+
+
 def test_shapes_that_do_not_fit_are_named(batch):
     tokens, labels = batch
     with pytest.raises(UsageError, match=r"\(16,\).*\(15,\)"):
@@ -161,6 +187,40 @@ def test_log_variance_pushed_anywhere_stays_finite_and_its_gradient_returns(valu
     assert torch.isfinite(loss)
     assert torch.isfinite(gradient).all()
     assert (gradient * value > 0).all()  # a descent step leads back
+
+
+@pytest.mark.parametrize("value", [1e4, -1e4, 90.0, -90.0])
+@pytest.mark.parametrize("part", ["mean", "logvar", "prior", "flow", "diffusion", "drift"])
+@pytest.mark.parametrize("half", ["weights", "autocast"])
+def test_float16_stays_finite_with_any_part_pushed_out(part, value, half, batch):
+    model = classifier()
+    pushed = {
+        "mean": [model.enc_mean.bias],
+        "logvar": [model.enc_logvar.bias],
+        "prior": [model.z0_logvar],
+        "flow": [layer.transform_net[-1].bias for layer in model.flow.flows],
+        "diffusion": [model.dynamics.log_diffusion_net[-1].bias],
+        "drift": [model.dynamics.drift_net[-1].bias],
+    }[part]
+    for p in pushed:
+        torch.nn.init.constant_(p, value)
+    model = model.half() if half == "weights" else model
+    with torch.autocast("cpu", torch.float16, enabled=half == "autocast"):
+        loss, _ = model(*batch)
+    loss.backward()
+    assert loss.isfinite()
+    assert all_finite(model)
+
+
+def test_published_forms_leave_float16_where_these_are_pushed():
+    d = torch.full((16, 32), 1e4).half().requires_grad_()
+    z0_logvar = torch.zeros(32).half().requires_grad_()
+    (0.05 * (d.double().square() * torch.exp(-z0_logvar).double()).mean()).backward()
+    assert z0_logvar.grad.isinf().any()
+    flow = PlainFlow(32, 64)
+    for layer in flow.flows:
+        torch.nn.init.constant_(layer.transform_net[-1].bias, 1e4)
+    assert not flow(torch.randn(4, 32), torch.full((4, 1), 0.5))[0].half().isfinite().all()
 
 
 def test_model_with_a_log_variance_of_90_still_learns():

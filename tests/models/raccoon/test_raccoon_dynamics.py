@@ -18,7 +18,7 @@ def raw_log_diffusion(dynamics, value):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("low", "high"), [(1e-4, 1.0), (0.0, 1.0), (0.3, 0.3), (1e-4, 1e-4), (0.1, 50.0), (0.0, 0.0)])
+@pytest.mark.parametrize(("low", "high"), [(1e-4, 1.0), (0.0, 1.0), (0.3, 0.3), (1e-4, 1e-4), (0.1, 50.0), (0.0, 0.0), (0.0, 5.0), (0.0, 6e4)])
 @pytest.mark.parametrize("raw", [-1e4, -90.0, -9.2, 0.0, 3.0, 90.0, 1e4])
 def test_diffusion_keeps_its_bounds_as_python_floats(dtype, low, high, raw):
     dynamics = RaccoonDynamics(3, 8, sigma_min=low, sigma_max=high).to(dtype)
@@ -29,6 +29,27 @@ def test_diffusion_keeps_its_bounds_as_python_floats(dtype, low, high, raw):
     assert all(value >= low for value in diffusion.double().flatten().tolist())
     above = high if high > low else high * (1 + torch.finfo(dtype).eps)  # 1e-4 itself lies between two numbers of the dtype
     assert all(value <= above for value in diffusion.double().flatten().tolist())
+
+
+def test_range_wider_than_that_of_exp_keeps_its_bounds_and_gradient():
+    lowest, raw = torch.finfo(torch.float32).smallest_normal, torch.tensor(90.0)
+    assert (lowest * torch.exp(torch.tensor(math.log(5.0 / lowest)))).isinf()  # the control: from 0 to 5 in one exp
+    raw = torch.tensor([-1e4, 0.0, 90.0, 1e4], requires_grad=True)
+    diffusion = RaccoonDynamics(3, 8, sigma_min=0.0, sigma_max=5.0).bounded_diffusion(raw)
+    assert ((diffusion >= 0.0) & (diffusion <= 5.0)).all()
+    assert diffusion[-1] > 4.9
+    (gradient,) = torch.autograd.grad(diffusion.log().sum(), raw)
+    assert gradient.isfinite().all()
+    assert (gradient[1:3] > 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sigma_max_beyond_the_dtype_ends_where_the_dtype_does(dtype):
+    dynamics = RaccoonDynamics(3, 8, sigma_max=1e6).to(dtype)
+    raw_log_diffusion(dynamics, 1e4)
+    diffusion = dynamics(torch.zeros(2, 3, dtype=dtype), torch.zeros(2, 1, dtype=dtype))[1]
+    assert diffusion.isfinite().all()
+    assert 2e4 < diffusion.max().item() <= 1e6
 
 
 def test_published_form_falls_below_sigma_min_and_fails_at_zero():
@@ -74,7 +95,7 @@ def test_diffusion_beyond_its_range_is_learned_back(start):
     assert distance_after_training(RaccoonDynamics(2, 4)) < 0.1
 
 
-@pytest.mark.parametrize("t", [torch.tensor(0.5), torch.full((1, 1), 0.5), torch.full((4, 1), 0.5), torch.full((4,), 0.5)])
+@pytest.mark.parametrize("t", [0.5, torch.tensor(0.5), torch.full((1, 1), 0.5), torch.full((4, 1), 0.5), torch.full((4,), 0.5)])
 def test_time_of_any_shape_is_the_same_time(t):
     torch.manual_seed(0)
     dynamics, z = RaccoonDynamics(3, 8), torch.randn(4, 3)

@@ -216,6 +216,24 @@ def test_refreshed_scores_decide_who_goes():
     assert sum(len(heap) for heap in memory._heaps.values()) < 200
 
 
+def test_lists_that_somebody_cleared_cut_or_replaced_are_followed():
+    memory = filled([0.1, 0.2, 0.3, 0.4, 0.5])
+    memory.buffer.clear()
+    memory.scores.clear()
+    with pytest.raises(RuntimeError, match="empty"):
+        memory.sample(1)
+    memory.add(torch.tensor([7.0]), 0.1)
+    assert [int(t) for t in memory.sample(1)] == [7]
+    memory = filled([0.1, 0.2, 0.3, 0.4, 0.5])
+    memory.buffer, memory.scores = memory.buffer[:2], [0.9, math.nan]
+    assert {int(t) for t in memory.sample(20)} == {0}
+    memory.add(torch.tensor([8.0]), 0.7)
+    assert held(memory) == [0, 8]
+    memory.scores.pop()
+    with pytest.raises(UsageError, match="2 trajectories and scores 1"):
+        memory.add(0, 0.5)
+
+
 def test_copies_are_independent():
     memory = filled([0.5, 0.6])
     other = copy.deepcopy(memory)

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -81,6 +82,27 @@ def test_either_revisions_calls_work():
     assert len(continuous_learning_phase(model, loader, 20, "cpu")) == 20
     assert len(continuous_learning_phase(model, loader, num_samples=3, device="cpu")) == 3
     assert len(continuous_learning_phase(model, loader, n_samples=150, device="cpu")) == 150  # the stream begins again
+
+
+def test_loaders_without_batches_and_other_integers_are_taken():
+    model, single = classifier(), DataLoader(LogDataset(8, seed=0), batch_size=None)
+    _, stats = train_raccoon_classifier(model, single, np.int64(2))
+    assert stats["logits"].shape == (1, 4)
+    assert len(continuous_learning_phase(model, single, np.int64(5))) == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_latents_far_from_the_origin_train_on(dtype):
+    """Published, the loss is Inf in float16 there; ours gave up after a hundred overflowing gradients before they were bounded."""
+    model = classifier().to(dtype)
+    torch.nn.init.constant_(model.enc_mean.bias, 1e4)
+    loss, _ = train_raccoon_classifier(model, LogDataset(2000, seed=0), 60)
+    assert loss.isfinite()
+    assert all(p.isfinite().all() for p in model.parameters())
+    first = classifier().to(dtype)
+    torch.nn.init.constant_(first.enc_mean.bias, 1e4)
+    batch = LogDataset(64, seed=1).batch(range(64))
+    assert model.eval()(*batch)[1]["class_loss"] < 0.5 * first.eval()(*batch)[1]["class_loss"]
 
 
 def test_arguments_that_cannot_be_are_named(data):
