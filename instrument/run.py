@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from instrument.armed_lines import ArmedLines
-from instrument.callsite import module_path, user_site
+from instrument.callsite import module_path, user_frame, user_site
 from instrument.circumstances import Circumstances
 from instrument.deferred_flags import DeferredFlags, Flag
 from instrument.events import Action, Event, EventLog, Site
@@ -32,6 +31,7 @@ from instrument.recovery.recovery import Recovery
 from instrument.report import folder as report_folder
 from instrument.report.terminal import summary_table
 from instrument.subscriptions import OnEvent, OnStep, Subscriptions
+from instrument.warning_sites import give_at
 from latent_drift.config import StabilityConfig
 from latent_drift.errors import NumericalError
 from latent_drift.numerics.finite import summarise
@@ -205,7 +205,9 @@ class Run:
         if action == "raise":
             self.recovery.before_raise(self)
             raise NumericalError(text)
-        warnings.warn(text, RuntimeWarning, stacklevel=4)
+        frame = user_frame()
+        if frame is not None:
+            give_at(frame, text, RuntimeWarning)
 
     def defer(self, value: Tensor, code: str, action: Action, op: str, site: Site | None, x: Tensor) -> None:
         """Keep a flag on its device until the step reads all of them at once."""

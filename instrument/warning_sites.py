@@ -1,13 +1,15 @@
-"""Warnings that are given while a stand-in calls on: shown at the script's line, and once for each line, as without the guards.
+"""Warnings that are given below a stand-in: shown at the script's line, and once for each line, as without the guards.
 
-Python attributes a warning of torch's C++ code to the frame that called it, which inside a block is a stand-in's. All of the script's lines would be
-one place then, and the filters that it set for its own modules would not apply.
+Python attributes a warning of torch's C++ code to the frame that called it, which inside a block is a stand-in's, and one of torch's Python code to a
+frame so many calls up, where stand-ins are counted in. All of the script's lines would be one place then, and the filters that it set for its own
+modules would not apply.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
+import threading
 import warnings
 from types import FrameType
 from typing import Any
@@ -15,9 +17,11 @@ from typing import Any
 from instrument.callsite import is_ours
 from instrument.interception import Replacement, replace_attribute
 
+_AT_ITS_PLACE = threading.local()
+
 
 def redirect() -> Replacement:
-    """Let warnings that name a line of ours be given again at the line that called it.
+    """Let warnings that stand-ins have displaced be given again at the line that they are about.
 
     What is replaced is the function behind `warnings.showwarning` and `catch_warnings`, which the script may set as it likes.
     """
@@ -28,32 +32,52 @@ def redirect() -> Replacement:
 
     @functools.wraps(original)
     def show(message: warnings.WarningMessage) -> Any:
-        if is_ours(message.filename):
-            caller = _caller(message.filename)
-            if caller is not None:
-                return _give_again(message, caller)
-        return original(message)
+        named = None if getattr(_AT_ITS_PLACE, "given", False) else _named(message, sys._getframe(1))
+        meant = None if named is None else _meant(named)
+        if named is None or meant is None:
+            return original(message)
+        shown = named.f_globals.get("__warningregistry__")
+        if shown is not None:
+            shown.pop((str(message.message), message.category, message.lineno), None)
+        return give_at(meant, message.message, message.category, message.source)
 
     return replace_attribute(warnings, "_showwarnmsg", show)
 
 
-def _caller(filename: str) -> FrameType | None:
-    """The innermost frame that is not ours and stands outside of one in `filename`."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code.co_filename != filename:
-        frame = frame.f_back
-    while frame is not None and is_ours(frame.f_code.co_filename):
+def give_at(frame: FrameType, message: Warning | str, category: type[Warning], source: Any = None) -> None:
+    """Warn at the line that `frame` is at: the filters of its module decide, and it is remembered there that it was shown."""
+    before, _AT_ITS_PLACE.given = getattr(_AT_ITS_PLACE, "given", False), True
+    try:
+        warnings.warn_explicit(
+            message,
+            category,
+            frame.f_code.co_filename,
+            frame.f_lineno,
+            module=frame.f_globals.get("__name__") or "<unknown>",
+            registry=frame.f_globals.setdefault("__warningregistry__", {}),
+            source=source,
+        )
+    finally:
+        _AT_ITS_PLACE.given = before
+
+
+def _named(message: warnings.WarningMessage, frame: FrameType | None) -> FrameType | None:
+    """The frame that the warning names, from the innermost one outwards."""
+    while frame is not None and (frame.f_code.co_filename, frame.f_lineno) != (message.filename, message.lineno):
         frame = frame.f_back
     return frame
 
 
-def _give_again(message: warnings.WarningMessage, caller: FrameType) -> None:
-    warnings.warn_explicit(
-        message.message,
-        message.category,
-        caller.f_code.co_filename,
-        caller.f_lineno,
-        module=caller.f_globals.get("__name__") or "<unknown>",
-        registry=caller.f_globals.setdefault("__warningregistry__", {}),
-        source=message.source,
-    )
+def _meant(named: FrameType) -> FrameType | None:
+    """The frame that would have been named without the frames of ours up to there; None if it is that one."""
+    ours, inner = 0, sys._getframe(2)
+    while True:
+        ours += is_ours(inner.f_code.co_filename)
+        if inner is named or inner.f_back is None:
+            break
+        inner = inner.f_back
+    frame: FrameType | None = named
+    while frame is not None and ours:
+        frame = frame.f_back
+        ours -= frame is not None and not is_ours(frame.f_code.co_filename)
+    return None if frame is named else frame

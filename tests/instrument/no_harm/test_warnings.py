@@ -13,6 +13,8 @@ import torch
 import instrument
 
 SCRIPT = """\
+import warnings
+
 import torch
 import torch.nn.functional as F
 
@@ -23,6 +25,35 @@ for _ in range(2):
 F.softmax(torch.ones(2, 2))
 F.mse_loss(torch.ones(2), torch.ones(2, 1))
 F.kl_div(torch.ones(2), torch.ones(2))
+
+
+def far_off():
+    warnings.warn("three frames up", stacklevel=3)
+
+
+class Far(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        far_off()
+        return gradient
+
+
+def step(x):
+    Far.apply(x).exp().sum().backward()
+
+
+x = torch.ones(2, requires_grad=True)
+step(x)
+step(x)
+net = torch.nn.Linear(2, 2)
+net.register_full_backward_hook(lambda module, grad_input, grad_output: None)  # its warning names the caller of backward
+for _ in range(2):
+    net(torch.ones(1, 2)).exp().sum().backward()
+net(torch.ones(1, 2)).exp().sum().backward()
 """
 
 
@@ -36,7 +67,7 @@ def test_what_is_shown_is_what_python_shows(tmp_path: Path) -> None:
     script.write_text(SCRIPT)
     plain = _shown([], script)
     guarded = _shown(["-m", "instrument", "run", "--profile", "guard", "--quiet"], script)
-    assert sum("Warning" in line for line in plain) == 5
+    assert sum("Warning" in line for line in plain) >= 8
     assert guarded == plain
 
 
