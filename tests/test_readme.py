@@ -36,7 +36,7 @@ def test_there_are_examples_and_both_commands():
 
 @pytest.mark.parametrize("index", range(len(BLOCKS)))
 def test_python_example_runs(index, tmp_path):
-    environment = {**os.environ, "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
     script = tmp_path / "example.py"
     script.write_text(BLOCKS[index], encoding="utf-8")
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
@@ -50,7 +50,7 @@ def surroundings(tmp_path):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(SCRIPT if "test_" not in path else "def test_nothing():\n    pass\n", encoding="utf-8")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return tmp_path, {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    return tmp_path, {**os.environ, "PATH": path}
 
 
 @pytest.mark.parametrize("block", SHELL_BLOCKS, ids=lambda block: block.partition("#")[0].strip())

@@ -115,7 +115,7 @@ def test_whole_lines_keep_their_stamp(run: Run, classifier: Path, project: Path)
 
 
 def test_a_stream_is_classified_line_by_line(classifier: Path, project: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "latent_drift", "classify", str(classifier), "-", "--config", "checkpoint"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, bufsize=0)
     assert process.stdin is not None
@@ -135,7 +135,7 @@ def test_a_stream_is_classified_line_by_line(classifier: Path, project: Path) ->
 
 def test_a_reader_that_goes_away_ends_the_classifier_quietly(classifier: Path, project: Path) -> None:
     (project / "long.log").write_text("error\n" * 20_000)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = f"{sys.executable} -m latent_drift classify {classifier} long.log | head -2"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, env=environment, cwd=project)
     assert done.stdout.count("\n") == 2

@@ -51,7 +51,7 @@ if __name__ == "__main__":
 
 def stable_run(folder, *options):
     (folder / "train.py").write_text(SCRIPT, encoding="utf-8")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "instrument", "run", "--profile", "guard", *options, "train.py", str(free_port())]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250, check=False)
     assert result.returncode == 0, result.stderr[-4000:]

@@ -31,7 +31,7 @@ def pytest_in(folder, *arguments, **files):
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "LATENT_DRIFT"))}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     command = [sys.executable, "-m", "pytest", "-p", "instrument.pytest_plugin", "-W", "error", "-p", "no:cacheprovider", "-rA", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env=environment, check=False)
 

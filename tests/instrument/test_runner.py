@@ -17,7 +17,7 @@ HEAD = "import torch, sys, os\n"
 
 
 def python(arguments, cwd, **kwargs):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "40"}
+    environment = {**os.environ, "COLUMNS": "40"}
     environment.pop("LATENT_DRIFT_CONFIG", None)
     return subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=120, env=environment, check=False, **kwargs)
 

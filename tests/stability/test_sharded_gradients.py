@@ -56,7 +56,6 @@ def _whole(model: nn.Module) -> list[float]:
 
 
 def _run(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     from torch.distributed.device_mesh import init_device_mesh
 

@@ -31,7 +31,6 @@ LOSS_RTOL = 2e-6
 
 
 def _scenarios(rank: int, where: str) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{where}/store", rank=rank, world_size=2)
     ranks = Ranks(rank, 2, rank)
     torch.manual_seed(3)
@@ -137,7 +136,7 @@ def test_torchrun_starts_the_command(tmp_path: Path, start: Start) -> None:
     sizes = [word for name, value in {"latent_dim": 4, "hidden_dim": 9, "embed_dim": 4}.items() for word in ("--size", f"{name}={value}")]
     command = [str(torchrun), "--standalone", "--nproc-per-node", "2", "-m", "latent_drift.cli", "train", "raccoon", "--steps", "20", *sizes]
     command += ["--batch-size", "6", "--data", "synthetic:samples=50", "--checkpoint-every", "1000", "--out", "run", "--no-plots", "--no-evaluate"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path / "project")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "run\n"

@@ -27,7 +27,7 @@ def free_port():
 
 
 def environment(rank=None, world=2, port=None):
-    mine = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::UserWarning:instrument"}
+    mine = {**os.environ, "PYTHONWARNINGS": "error::UserWarning:instrument"}
     mine.pop("LATENT_DRIFT_CONFIG", None)
     if rank is not None:
         mine |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

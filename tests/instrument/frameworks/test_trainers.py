@@ -20,7 +20,7 @@ FRAMEWORKS = ["transformers", "accelerate", "lightning"]
 def told_by(framework):
     if importlib.util.find_spec(framework) is None:
         pytest.skip(f"{framework} is not installed: pip install 'latent-drift[frameworks]'")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     module = f"tests.instrument.frameworks.train_{framework}"
     result = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240, check=False)

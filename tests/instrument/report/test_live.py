@@ -100,7 +100,7 @@ def _run_on_a_terminal(folder, rows, columns):
 
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color"}
+    environment = {**os.environ, "TERM": "xterm-256color"}
     environment.pop("COLUMNS", None)
     process = subprocess.Popen(
         [sys.executable, "-m", "instrument", "run", "--live", "train.py"], cwd=folder, stdout=subprocess.PIPE, stderr=follower, env=environment
