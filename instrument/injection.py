@@ -36,19 +36,13 @@ from torch.amp import GradScaler
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim import Optimizer
 
+from instrument.fault import VALUES, Fault, Value
 from instrument.interception import Replacement, replace_attribute
 from instrument.tensors import leaves_behind, tensors_in
 from latent_drift.errors import UsageError
 
 Place = Literal["input", "weight", "buffer", "activation", "loss", "gradient", "state", "lr", "loss_scale"]
-Value = Literal["nan", "inf", "-inf", "huge", "bitflip"]
-
 PLACES: tuple[str, ...] = get_args(Place)
-VALUES: tuple[str, ...] = get_args(Value)
-
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_EXPONENT_TOP = {torch.float16: 14, torch.bfloat16: 14, torch.float32: 30, torch.float64: 62}
-"""The highest bit of the exponent: flipping it turns a number of ordinary size into one near the dtype's end."""
 
 
 class InjectedNothing(UserWarning):
@@ -63,16 +57,6 @@ class Injection:
     place: str
     target: str
     elements: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """Elements in memory that an injection changed, to be put back where nobody has written over them."""
-
-    tensor: Tensor
-    index: Tensor
-    before: Tensor
-    after: Tensor
 
 
 class inject:  # it reads as a verb: `with inject("gradient", "nan", step=3):`
@@ -147,14 +131,13 @@ class inject:  # it reads as a verb: `with inject("gradient", "nan", step=3):`
         self._open = True
         self.log = []
         self._random = random.Random(self._seed)
-        self._generator = torch.Generator().manual_seed(self._seed)
+        self._fault = Fault(self.value, self._elements, self._bit, self._seed)
         self._passes = 0
         self._decided: tuple[int, bool] = (-1, False)
         self._done = False
         self._model: weakref.ref[nn.Module] | None = None
         self._chosen: nn.Module | None = None
         self._depth = 0
-        self._written: list[_Written] = []
         self._rates: list[tuple[dict[str, Any], Any, Any]] = []
         self._undo: list[Callable[[], Any]] = []
         self._install()
@@ -164,13 +147,10 @@ class inject:  # it reads as a verb: `with inject("gradient", "nan", step=3):`
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
-        with torch.no_grad():
-            for written in reversed(self._written):
-                _restore(written)
+        self._fault.restore()
         for group, before, after in reversed(self._rates):
             if group.get("lr") is after:
                 group["lr"] = before
-        self._written.clear()
         self._rates.clear()
         self._chosen = None
         self._open = False
@@ -330,48 +310,13 @@ class inject:  # it reads as a verb: `with inject("gradient", "nan", step=3):`
 
     # What -------------------------------------------------------------------------------------------------------------
 
-    def _indices(self, count: int) -> Tensor:
-        chosen = count if self._elements is None else min(self._elements, count)
-        return torch.randperm(count, generator=self._generator)[:chosen]
-
-    def _bad(self, before: Tensor) -> Tensor:
-        """What these elements become."""
-        if self.value == "bitflip":
-            integers = _INTEGERS[before.element_size()]
-            bit = _EXPONENT_TOP[before.dtype] if self._bit is None else self._bit
-            mask = 1 << bit
-            mask -= (1 << (8 * before.element_size())) if bit == 8 * before.element_size() - 1 else 0  # the sign bit as a signed integer
-            return (before.view(integers) ^ mask).view(before.dtype)
-        return torch.full_like(before, self._number(before.dtype))
-
-    def _number(self, dtype: torch.dtype) -> float:
-        if self.value == "huge":
-            return torch.finfo(dtype).max / 2.0
-        return float(self.value)
-
     def _spoilt(self, x: Tensor, target: str) -> Tensor:
-        """A copy of `x` with bad elements. The gradient of all elements goes on, as it does where a number goes bad by itself."""
-        index = self._indices(x.numel()).to(x.device)
-        bad = self._bad(x.detach().reshape(-1)[index])
-        self._went_in(target, len(index))
-        spoilt: Tensor = _Spoilt.apply(x, index, bad)  # type: ignore[no-untyped-call]
+        spoilt, elements = self._fault.spoilt(x)
+        self._went_in(target, elements)
         return spoilt
 
     def _write(self, x: Tensor, target: str) -> None:
-        """Spoil elements of `x` in its memory."""
-        with torch.no_grad():
-            flat = x.view(-1) if x.is_contiguous() else None
-            index = self._indices(x.numel()).to(x.device)
-            before = x.reshape(-1)[index].clone()
-            after = self._bad(before)
-            if flat is not None:
-                flat[index] = after
-            else:
-                changed = x.reshape(-1).clone()
-                changed[index] = after
-                x.copy_(changed.view(x.shape))
-        self._written.append(_Written(x.detach(), index, before, after))
-        self._went_in(target, len(index))
+        self._went_in(target, self._fault.write(x))
 
     def _spoil_state(self, leaves: list[Tensor]) -> None:
         """One tensor of the memory of one optimizer of these leaves."""
@@ -395,29 +340,13 @@ class inject:  # it reads as a verb: `with inject("gradient", "nan", step=3):`
                 if before is None:
                     continue
                 if isinstance(before, Tensor):
-                    after: Any = self._bad(before.detach().reshape(-1)).view(before.shape)
+                    after: Any = self._fault.bad(before.detach().reshape(-1)).view(before.shape)
                 else:
-                    after = float(self._bad(torch.tensor([float(before)], dtype=torch.float64)))
+                    after = float(self._fault.bad(torch.tensor([float(before)], dtype=torch.float64)))
                 group["lr"] = after
                 self._rates.append((group, before, after))
         if optimizers:
             self._went_in(", ".join(type(o).__name__ for o in optimizers), len(optimizers))
-
-
-class _Spoilt(torch.autograd.Function):
-    """Some elements exchanged in the forward pass; nothing in the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, bad: Tensor) -> Tensor:
-        """`x` with `bad` at the flat places `index`."""
-        flat = x.reshape(-1).clone()
-        flat[index] = bad
-        return flat.view(x.shape)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        """What arrived."""
-        return gradients[0], None, None
 
 
 class _Backward:
@@ -459,27 +388,12 @@ class _Backward:
         roots = list(self._roots)
         for index, root in enumerate(roots):
             if isinstance(root, Tensor) and root.is_floating_point() and root.requires_grad:
-                bad = self._owner._bad(root.detach().reshape(-1)).view(root.shape)
+                bad = self._owner._fault.bad(root.detach().reshape(-1)).view(root.shape)
                 self._owner._went_in("loss", root.numel())
                 value = root.detach()
                 roots[index] = root * torch.where(torch.isfinite(bad) & (value != 0), bad / value, bad)
                 root.data = bad.to(root.dtype)  # what the script prints is what backward was called on
         return roots
-
-
-def _restore(written: _Written) -> None:
-    flat = written.tensor.reshape(-1)
-    now = flat[written.index]
-    integers = _INTEGERS[now.element_size()]
-    same = now.view(integers) == written.after.view(integers)
-    if not bool(same.any()):
-        return
-    if written.tensor.is_contiguous():
-        flat[written.index] = torch.where(same, written.before, now)
-    else:
-        changed = flat.clone()
-        changed[written.index] = torch.where(same, written.before, now)
-        written.tensor.copy_(changed.view(written.tensor.shape))
 
 
 def _exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
