@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from functools import cache
 from types import ModuleType
@@ -12,7 +13,11 @@ import torch
 
 @cache
 def _internal(name: str) -> ModuleType:
-    """`torch.testing._internal.<name>`. Its import freezes torch.backends' flags and replaces two `__call__`s: both are undone."""
+    """`torch.testing._internal.<name>`. Its import freezes torch.backends' flags and replaces two `__call__`s: both are undone.
+
+    For every sample the databases look through the whole call stack, sources included, for a `unittest.TestCase`, to note there which sample it is
+    at. Here is none to be found; the looking alone was four fifths of a sweep's time.
+    """
     import importlib
 
     calls = {cls: vars(cls).get("__call__") for cls in (torch._C.ScriptFunction, torch._C.ScriptMethod)}
@@ -22,6 +27,8 @@ def _internal(name: str) -> ModuleType:
         module = importlib.import_module(f"torch.testing._internal.{name}")
     for cls, call in calls.items():
         cls.__call__ = call
+    for user in ("common_utils", "opinfo.core"):
+        sys.modules[f"torch.testing._internal.{user}"].__dict__["extract_test_fn"] = lambda: None
     setattr(torch.backends, "__allow_nonbracketed_mutation_flag", not may_change_flags)
     return module
 
