@@ -98,15 +98,16 @@ class PriorODE(ODE):
         layers: list[nn.Module] = []
         width = latent_size + 1
         for _ in range(depth):
-            linear = nn.Linear(width, hidden_size)
+            layers += [nn.Linear(width, hidden_size), nn.LayerNorm(hidden_size), nn.SiLU()]
+            width = hidden_size
+        self.drift_net = nn.Sequential(*layers, nn.LayerNorm(hidden_size), nn.Linear(hidden_size, latent_size))
+        # Once all are built, in their order: so the published layers draw from the generator, by the reading that they were walked afterwards.
+        *hidden, out = (m for m in self.drift_net if isinstance(m, nn.Linear))
+        for linear in hidden:
             nn.init.xavier_uniform_(linear.weight, gain=0.1)
             nn.init.zeros_(linear.bias)
-            layers += [linear, nn.LayerNorm(hidden_size), nn.SiLU()]
-            width = hidden_size
-        out = nn.Linear(hidden_size, latent_size)
         nn.init.orthogonal_(out.weight)
         nn.init.zeros_(out.bias)
-        self.drift_net = nn.Sequential(*layers, nn.LayerNorm(hidden_size), out)
         self.latent_size = latent_size
         self.depth = depth
         self.residual = depth >= RESIDUAL_FROM_DEPTH and not legacy_compat

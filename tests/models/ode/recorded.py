@@ -1,5 +1,6 @@
 """Long runs of the latent ODE model at the published sizes, with what they reached on the way.
 
+python -m tests.models.ode.recorded --name fp16 > tests/models/ode/recorded/fp16.jsonl
 python -m tests.models.ode.recorded --precision float32 --steps 10000 --batch 16
 """
 
@@ -11,7 +12,10 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 from torch.utils.data import DataLoader
@@ -22,6 +26,73 @@ from latent_drift.models.sample_ode import sample_sequences_ode
 from latent_drift.models.sequences import SyntheticTargetDataset
 from latent_drift.models.train_ode import OdeStep, train_ode
 from tests.models.ode.well_formed import noise_rate, well_formed_rate
+
+RECORDED: Final = Path(__file__).with_name("recorded")
+"""Where runs are kept, one file of JSON lines each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that is recorded: at 64 slices, seed 0, with a record every `every` steps and one before the first."""
+
+    precision: str
+    batch: int
+    steps: int
+    every: int = 1000
+
+
+RUNS: Final = {
+    "fp32": Run("float32", 16, 10_000),
+    "bf16": Run("bfloat16", 16, 10_000),
+    "fp16": Run("float16", 16, 10_000),
+    "b1": Run("float32", 1, 10_000),
+    "b2": Run("float32", 2, 10_000),
+    "b4": Run("float32", 4, 10_000),
+    "b64": Run("float32", 64, 1000, every=100),
+    "b256": Run("bfloat16", 256, 500, every=100),
+}
+"""By the name of the file."""
+
+LEARNED_AFTER: Final = 100_000
+"""Sequences that a run must have seen before its samples are judged: 6,000 steps at batch 16."""
+
+
+def read_records(name: str) -> list[dict[str, Any]]:
+    """The records of the run kept as `name`."""
+    lines = (RECORDED / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def faults(records: list[dict[str, Any]], run: Run) -> list[str]:
+    """What is missing from the records of `run`, or says that it was not sound; empty for a whole run without a bad number or a skipped step."""
+    if not records:
+        return ["no record"]
+    found = []
+    steps = [record["step"] for record in records]
+    if steps != list(range(0, run.steps + 1, run.every)):
+        found.append(f"step: expected 0 to {run.steps} by {run.every}; got {steps}")
+    for record in records:
+        where = f"at step {record['step']}"
+        for key, expected in (("precision", run.precision), ("batch", run.batch), ("seed", 0), ("skipped", 0)):
+            if record[key] != expected:
+                found.append(f"{key} is {record[key]} {where}; expected {expected}")
+        found += [f"{key} is {record[key]} {where}" for key in ("losses_finite", "parameters_finite") if record[key] is not True]
+        numbers = ("largest_gradient_norm", "recon", "latent_ep", "ode_reg") if record["step"] else ("largest_gradient_norm",)
+        found += [f"{key} is {record[key]} {where}" for key in numbers if not (isinstance(record[key], float) and math.isfinite(record[key]))]
+    if not all(earlier["cpu_seconds"] < later["cpu_seconds"] for earlier, later in pairwise(records)):
+        found.append("cpu_seconds do not increase")
+    first, last = records[0], records[-1]
+    if first["well_formed_own_z0"] >= 0.05:
+        found.append(f"well-formed: {first['well_formed_own_z0']} before training")
+    if run.batch * run.steps >= LEARNED_AFTER:
+        if not (last["recon"] or math.inf) < 1.0:
+            found.append(f"recon is {last['recon']} at the end; a model that knows the alphabet alone has 3.4")
+        rate = sum(record["well_formed_own_z0"] for record in records[-3:]) / 3
+        if rate < 0.8 or last["well_formed_own_z0"] < 0.7:
+            found.append(f"well-formed: {rate:.2f} over the last three records, {last['well_formed_own_z0']:.2f} at the end")
+        if abs(last["noise"] - 1 / 16) > 0.02:
+            found.append(f"noise is {last['noise']}; expected 1/16")
+    return found
 
 
 def recorded_run(
@@ -90,13 +161,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--every", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", choices=RUNS, help="one of the runs that are kept, in place of the other arguments")
     arguments = parser.parse_args()
+    run = RUNS[arguments.name] if arguments.name else Run(arguments.precision, arguments.batch, arguments.steps, arguments.every)
 
     def write(record: dict[str, Any]) -> None:
         sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
         sys.stdout.flush()
 
-    recorded_run(arguments.precision, arguments.steps, arguments.batch, seed=arguments.seed, every=arguments.every, report=write)
+    recorded_run(run.precision, run.steps, run.batch, seed=arguments.seed, every=run.every, report=write)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,35 @@ def test_causal_attention_sees_no_later_position() -> None:
     assert (difference[4:] > 0).all()
 
 
+def test_a_causal_mask_needs_no_large_number() -> None:
+    """Audit row M1: a causal row keeps its diagonal, so -inf is safe in every dtype; the -1e9 that was proposed is not."""
+    torch.manual_seed(0)
+    for dtype in FLOATS:
+        attention = QKVAttention(8, 4, 4, 2, causal=True).to(dtype)
+        x = (torch.randn(2, 5, 8) * 30).to(dtype).requires_grad_()
+        y = attention(x)
+        assert y.isfinite().all()
+        y.float().sum().backward()
+        assert x.grad is not None
+        assert x.grad.isfinite().all()
+    with pytest.raises(RuntimeError, match="overflow"):
+        torch.zeros(2, dtype=torch.float16).masked_fill(torch.tensor([True, False]), -1e9)  # the negative control
+    scores = torch.tensor([-2e9, 0.0]).masked_fill(torch.tensor([False, True]), -1e9)
+    assert scores.softmax(-1)[1] == 1.0  # and in float32 a forbidden key wins over an allowed one
+
+
+def test_softmax_of_large_scores_is_torchs() -> None:
+    """Audit row S1: torch's softmax subtracts the maximum already."""
+    scores = torch.tensor([[1e4, 1e4 - 1.0, -1e4]])
+    naive = scores.exp() / scores.exp().sum(-1, keepdim=True)
+    assert naive.isnan().any()  # the negative control
+    torch.testing.assert_close(scores.softmax(-1).double(), scores.double().softmax(-1), rtol=1e-6, atol=0.0)
+    torch.manual_seed(0)
+    attention = QKVAttention(8, 4, 4, 2)
+    x = torch.randn(1, 5, 8) * 1e3
+    torch.testing.assert_close(attention(x).double(), NaiveAttention(attention.double())(x.double()), rtol=1e-3, atol=1e-2)
+
+
 def test_heads_of_size_zero_are_refused_at_construction() -> None:
     assert 3 // 4 == 0  # the negative control: what the published sizes come to, and attention over nothing is 0
     empty = torch.nn.functional.scaled_dot_product_attention(torch.zeros(1, 4, 2, 1), torch.zeros(1, 4, 2, 1), torch.zeros(1, 4, 2, 0))

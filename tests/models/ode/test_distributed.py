@@ -57,6 +57,9 @@ def _reductions(rank: int) -> dict[str, Any]:
     for op in ("AVG", "avg", "SUM"):
         (gradient,) = torch.autograd.grad(all_reduce(x, op).square().sum(), x)
         out[op] = (all_reduce(x.detach(), op), gradient)
+    twice = x.detach().clone()
+    dist.all_reduce(twice, op=dist.ReduceOp.SUM)
+    out["twice"] = twice / RANKS / RANKS  # as published, on a back end that averages by itself
     for op in ("MAX", "MIN", "PRODUCT"):
         out[op] = all_reduce(x.detach(), op)
     out["integers"] = all_reduce(torch.tensor(rank), "MAX")
@@ -76,7 +79,7 @@ def test_reductions_and_their_gradients(on_two_ranks: list[dict[str, Any]]) -> N
         out = outs["reductions"]
         assert out["initialized"]
         assert out["world"] == 2
-        # dividing a second time, as on a back end that averages by itself, gave 0.75
+        assert out["twice"][0].item() == 0.75  # the negative control
         assert out["AVG"][0].tolist() == out["avg"][0].tolist() == [1.5, 15.0]
         assert out["SUM"][0].tolist() == [3.0, 30.0]
         # loss = sum of both ranks' |avg|^2: d/dx = 2 * 2 avg / 2

@@ -323,6 +323,10 @@ def test_characteristic_function_statistic_is_of_each_row(shape: tuple[int, ...]
         squared = (empirical - torch.exp(-0.5 * t.square())).abs().square() * weight
         rows.append(((squared[1:] + squared[:-1]) * 0.5 * (t[1] - t[0])).sum())
     torch.testing.assert_close(test(x), torch.stack(rows).reshape(shape[:-1]))
+    if len(shape) == 2:
+        published = torch.exp(1j * x.unsqueeze(-1) * t).mean(0)  # the negative control: a mean over the rows, not over the samples
+        assert published.shape == (7, 10)
+        assert not torch.allclose(published[0], test.empirical_cf(x, t)[0])
 
 
 def test_characteristic_function_statistic_of_nothing_is_zero() -> None:

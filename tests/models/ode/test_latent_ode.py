@@ -152,6 +152,27 @@ def test_normality_at_the_start_does_not_drown_the_reconstruction() -> None:
         assert (share > 10) if legacy_compat else (share < 0.5)
 
 
+def test_published_statistic_has_the_size_that_the_audit_measured() -> None:
+    """0.05 of it was 371 at initialisation, at batch 128, beside a reconstruction of 2.8: the mean of two statistics weighted with phi."""
+
+    def measured(weighted: bool) -> list[float]:
+        values = []
+        for seed in (0, 1, 2):
+            torch.manual_seed(seed)
+            model = DeterministicLatentODE(**MAIN_SIZES, num_slices=16, legacy_compat=True)
+            test = model.latent_test.univariate_test
+            if not weighted:
+                test.weights.div_(test.phi)
+            with torch.no_grad():
+                recon, latent_reg, _ = model.loss_components(batch(128))
+            assert 2.3 < recon < 4.5
+            values.append(0.05 * latent_reg.item())
+        return values
+
+    assert all(250 < value < 500 for value in measured(weighted=True))
+    assert all(value > 800 for value in measured(weighted=False))  # the control: neither this reading nor a sum of two gives 371
+
+
 def test_normality_weighs_the_same_at_every_batch() -> None:
     model = small().eval()
     tokens = batch(4)

@@ -102,6 +102,18 @@ def test_drift_net_holds_depth_plus_one_linear_layers_at_top_level() -> None:
         torch.testing.assert_close(linears[-1].weight @ linears[-1].weight.T, torch.eye(3))
 
 
+def test_layers_are_initialised_once_all_are_built() -> None:
+    torch.manual_seed(0)
+    field = PriorODE(3, 7, depth=2)
+    torch.manual_seed(0)
+    linears = [nn.Linear(4, 7), nn.Linear(7, 7), nn.Linear(7, 3)]
+    for linear in linears[:-1]:
+        nn.init.xavier_uniform_(linear.weight, gain=0.1)
+    nn.init.orthogonal_(linears[-1].weight)
+    found = [m for m in field.drift_net if isinstance(m, nn.Linear)]
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(found, linears, strict=True))
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_time_of_every_shape_gives_the_same_drift(batch: int) -> None:
     field = PriorODE(3, 8)

@@ -68,7 +68,7 @@ def test_update_is_bounded_where_adamw_alone_is_not():
         after = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
         return ((after - before).norm() / before.norm()).item()
 
-    assert moved(lambda m: torch.optim.AdamW(m.parameters(), 10.0).step()) > 10
+    assert moved(lambda m: torch.optim.AdamW(m.parameters(), 10.0).step()) > 10  # the control
     assert moved(lambda m: FlatWeights(m.parameters(), 10.0).step(None)) <= 0.0501
     assert moved(lambda m: FlatWeights(m.parameters(), 1e-3).step(None)) < 0.01
 
