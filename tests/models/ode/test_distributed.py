@@ -2,53 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from latent_drift.errors import UsageError
 from latent_drift.models.distributed import all_reduce, is_dist_avail_and_initialized, world_size
 from latent_drift.models.goodness_of_fit import FastEppsPulley, latent_normality_test
 from latent_drift.models.latent_ode import DeterministicLatentODE
 from latent_drift.models.sequences import synthetic_sequences
+from tests.models.two_ranks import RANKS
 
-RANKS = 2
 pytestmark = pytest.mark.xdist_group("two_ranks")
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def _enter(rank: int, port: int, body: Callable[[int], Any], folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
-    try:
-        torch.save(body(rank), Path(folder) / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-def _everything(rank: int) -> dict[str, Any]:
-    return {"reductions": _reductions(rank), "statistics": _statistics(rank), "gradients": _data_parallel_gradient(rank)}
-
-
-@pytest.fixture(scope="module")
-def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each rank computed, in one pair of processes: starting them is what takes the time."""
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_enter, args=(free_port(), _everything, str(folder)), nprocs=RANKS)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 
 def _reductions(rank: int) -> dict[str, Any]:
@@ -74,9 +41,8 @@ def _reductions(rank: int) -> dict[str, Any]:
     return out
 
 
-def test_reductions_and_their_gradients(on_two_ranks: list[dict[str, Any]]) -> None:
-    for rank, outs in enumerate(on_two_ranks):
-        out = outs["reductions"]
+def test_reductions_and_their_gradients(on_two_ranks: dict[str, list[Any]]) -> None:
+    for rank, out in enumerate(on_two_ranks["reductions"]):
         assert out["initialized"]
         assert out["world"] == 2
         assert out["twice"][0].item() == 0.75  # the negative control
@@ -110,8 +76,8 @@ def _statistics(rank: int) -> dict[str, Any]:
     return {"value": value.detach(), "gradient": gradient, "directions": test.directions(x), "loss": test(x * 30).detach()}
 
 
-def test_statistic_is_that_of_all_ranks_samples_and_directions_agree(on_two_ranks: list[dict[str, Any]]) -> None:
-    outs = [out["statistics"] for out in on_two_ranks]
+def test_statistic_is_that_of_all_ranks_samples_and_directions_agree(on_two_ranks: dict[str, list[Any]]) -> None:
+    outs = on_two_ranks["statistics"]
     x = torch.cat([_sample(0), _sample(1)]).requires_grad_()
     value = FastEppsPulley().double()(x)
     (gradient,) = torch.autograd.grad(value.sum(), x)
@@ -140,9 +106,9 @@ def _data_parallel_gradient(rank: int) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_two_ranks_have_the_gradient_of_one_process_at_the_same_global_batch(on_two_ranks: list[dict[str, Any]]) -> None:
+def test_two_ranks_have_the_gradient_of_one_process_at_the_same_global_batch(on_two_ranks: dict[str, list[Any]]) -> None:
     """Every parameter receives one: DistributedDataParallel needs no search for unused parameters."""
-    outs = [out["gradients"] for out in on_two_ranks]
+    outs = on_two_ranks["gradients"]
     model = _model()
     loss, _ = model(_tokens(), (1.0, 0.5, 1.0))
     loss.backward()
@@ -159,3 +125,6 @@ def test_outside_a_process_group_nothing_happens() -> None:
     assert all_reduce(x) is x
     with pytest.raises(UsageError, match="MEDIAN"):
         all_reduce(x, "MEDIAN")
+
+
+BODIES = {"reductions": _reductions, "statistics": _statistics, "gradients": _data_parallel_gradient}

@@ -106,7 +106,7 @@ def test_a_run_that_stopped_early_is_named() -> None:
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_taken_again_is_without_fault(name: str) -> None:
-    """On one core of a quiet machine: fp32, bf16, fp16 a quarter of an hour each, b1, b2 and b4 five to eight minutes, b64 six, b256 ten.
+    """CPU time on one core: fp32, bf16 and fp16 a quarter of an hour each, b1, b2 and b4 four to six minutes, b64 six, b256 ten.
 
     `python -m tests.models.ode.recorded --name fp16 > tests/models/ode/recorded/fp16.jsonl` records one.
     """

@@ -80,10 +80,10 @@ def test_noise_starts_near_identity_and_not_at_its_maximum():
 
 @pytest.mark.parametrize("start", [60.0, -60.0])
 def test_diffusion_beyond_its_range_is_learned_back(start):
-    def distance_after_training(dynamics):
+    def distance_after_training(dynamics, steps):
         raw_log_diffusion(dynamics, start)
         optimizer = torch.optim.Adam(dynamics.parameters(), lr=0.1)
-        for _ in range(1200):
+        for _ in range(steps):
             log_sigma = dynamics(torch.zeros(1, 2), torch.zeros(1, 1))[1].log()
             optimizer.zero_grad()
             (log_sigma - math.log(0.05)).square().mean().backward()
@@ -91,8 +91,8 @@ def test_diffusion_beyond_its_range_is_learned_back(start):
         return (log_sigma - math.log(0.05)).abs().max().item()
 
     torch.manual_seed(0)
-    assert distance_after_training(RaccoonDynamics(2, 4, legacy_compat=True)) > 1.0
-    assert distance_after_training(RaccoonDynamics(2, 4)) < 0.1
+    assert distance_after_training(RaccoonDynamics(2, 4, legacy_compat=True), 100) > 1.0  # no gradient at all: no number of steps leads back
+    assert distance_after_training(RaccoonDynamics(2, 4), 1200) < 0.1
 
 
 @pytest.mark.parametrize("t", [0.5, torch.tensor(0.5), torch.full((1, 1), 0.5), torch.full((4, 1), 0.5), torch.full((4,), 0.5)])

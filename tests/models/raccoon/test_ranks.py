@@ -1,19 +1,19 @@
 """Two processes under gloo: the same steps on both, with and without DistributedDataParallel."""
 
+from functools import partial
+
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from latent_drift.models.log_data import LogDataset
 from latent_drift.models.raccoon import RaccoonLogClassifier
 from latent_drift.models.train_raccoon import train_raccoon_classifier
 
+pytestmark = pytest.mark.xdist_group("two_ranks")
 
-def _train(rank, folder, wrapped):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+
+def _train(rank, wrapped):
     torch.manual_seed(0)
     model = RaccoonLogClassifier(40, 4)
     torch.manual_seed(100 + rank)
@@ -26,14 +26,15 @@ def _train(rank, folder, wrapped):
     trained = DistributedDataParallel(model, broadcast_buffers=False) if wrapped else model
     train_raccoon_classifier(trained, [data.batch(range(8 * i, 8 * i + 8)) for i in range(5)], 5, on_step=records.append)
     weights = torch.cat([p.detach().reshape(-1) for p in inner.parameters()])
-    torch.save((weights, [r.skipped for r in records], int(inner.latent_test.global_step)), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return weights, [r.skipped for r in records], int(inner.latent_test.global_step)
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_ranks_take_the_same_steps_and_skip_together(wrapped, tmp_path):
-    mp.spawn(_train, args=(str(tmp_path), wrapped), nprocs=2)
-    (first, skips, step), (second, other_skips, other_step) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+BODIES = {"training": partial(_train, wrapped=False), "training-wrapped": partial(_train, wrapped=True)}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_ranks_take_the_same_steps_and_skip_together(name, on_two_ranks):
+    (first, skips, step), (second, other_skips, other_step) = on_two_ranks[name]
     assert torch.equal(first, second)
     assert torch.isfinite(first).all()
     assert skips == other_skips == [False, False, True, False, False]

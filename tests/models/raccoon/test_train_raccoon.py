@@ -18,7 +18,7 @@ def classifier(**kwargs):
 
 
 def accuracy(model):
-    tokens, labels = LogDataset(4000, seed=77).batch(range(4000))
+    tokens, labels = LogDataset(2000, seed=77).batch(range(2000))
     return (model.predict(tokens) == labels).double().mean().item()
 
 
@@ -40,14 +40,14 @@ def test_trains_in_a_fraction_of_the_default_run(data):
 @pytest.mark.parametrize("lr", [3e-2, 3e-1])
 def test_rate_ten_and_a_hundred_times_too_high_still_learns(data, lr):
     model = classifier()
-    train_raccoon_classifier(model, data, 150, lr=lr)
-    assert accuracy(model) > 0.95
+    train_raccoon_classifier(model, data, 100, lr=lr)
+    assert accuracy(model) > 0.9
 
 
 def test_published_training_does_not_learn_at_that_rate(data):
     model = classifier(legacy_compat=True)
     try:
-        train_raccoon_classifier(model, data, 150, lr=0.3, legacy_compat=True)
+        train_raccoon_classifier(model, data, 100, lr=0.3, legacy_compat=True)
     except (ValueError, RuntimeError):  # NaN weights make torch's own checks raise
         return
     assert not accuracy(model) > 0.6
@@ -56,16 +56,16 @@ def test_published_training_does_not_learn_at_that_rate(data):
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_autocast_reaches_what_float32_does(data, precision):
     model = classifier()
-    train_raccoon_classifier(model, data, 150, precision=precision)
-    assert accuracy(model) > 0.95
+    train_raccoon_classifier(model, data, 100, precision=precision)
+    assert accuracy(model) > 0.9
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_any_dtype_train(data, dtype):
     model = classifier().to(dtype)
-    train_raccoon_classifier(model, data, 150)
+    train_raccoon_classifier(model, data, 100)
     assert next(model.parameters()).dtype == dtype
-    assert accuracy(model) > 0.95
+    assert accuracy(model) > 0.9
 
 
 def test_either_revisions_calls_work():
@@ -155,8 +155,8 @@ def test_non_finite_step_is_skipped_and_endless_ones_give_up(data):
     assert all(torch.isfinite(p).all() for p in model.parameters())
     with torch.no_grad():
         model.enc_mean.weight.fill_(float("nan"))
-    with pytest.raises(GiveUpError, match="steps in a row"):
-        train_raccoon_classifier(model, data, 500)
+    with pytest.raises(GiveUpError, match="11 steps in a row"):
+        train_raccoon_classifier(model, data, 500, config=load(gradient={"max_consecutive_skips": 10}))
 
 
 def test_shuffled_loader_of_a_drifting_set_is_taken_in_order():
