@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import warnings
 from functools import cache
@@ -29,6 +30,7 @@ def _internal(name: str) -> ModuleType:
         cls.__call__ = call
     for user in ("common_utils", "opinfo.core"):
         sys.modules[f"torch.testing._internal.{user}"].__dict__["extract_test_fn"] = lambda: None
+    gc.freeze()  # as tests/conftest.py does with what is imported before
     setattr(torch.backends, "__allow_nonbracketed_mutation_flag", not may_change_flags)
     return module
 

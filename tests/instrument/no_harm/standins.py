@@ -51,8 +51,10 @@ class Reached:
         self.operations = 0
 
     def _on_call(self, frame: FrameType, event: str, _: Any) -> None:
+        if event != "call":
+            return
         file = frame.f_code.co_filename
-        if event == "call" and file.startswith(_GUARDS):
+        if file.startswith(_GUARDS):
             self.count += 1
             self.operations += frame.f_code.co_name == "guarded" and not file.endswith("/backward.py")
 
