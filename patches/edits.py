@@ -8,7 +8,9 @@ the other waits for the next pass, which sees the new text.
 from __future__ import annotations
 
 import io
+import re
 import tokenize
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +18,8 @@ from typing import Literal
 
 import libcst as cst
 
-from patches.source import Source
+from patches.names import is_type_checking
+from patches.source import Source, dotted_name
 
 
 class Unfixable(Exception):
@@ -42,7 +45,7 @@ class AddLines:
 
 @dataclass(frozen=True, slots=True)
 class AddImport:
-    """Adds an import line, unless the file has it, after the file's first import of torch."""
+    """Adds an import line, unless the file has it, after the import of torch that the fixed place sees."""
 
     line: str
 
@@ -63,17 +66,20 @@ def splices(source: Source, edits: Iterable[Edit]) -> list[Splice]:
     """The text changes that the edits of one fix come to, in order.
 
     Raises:
-        Unfixable: an added line has no place, or two edits of the fix overlap.
+        Unfixable: an added line has no place, two edits of the fix overlap, or the place does not bear the new text.
     """
     found: list[Splice] = []
+    edits = tuple(edits)
+    at = next((edit.node for edit in edits if not isinstance(edit, AddImport)), None)
     for edit in edits:
         match edit:
             case Replace(node, text):
+                _check_place(source, node, text)
                 found.extend(_replacement(source, node, text))
             case AddLines(node, lines, where):
                 found.append(_added_lines(source, node, lines, where))
             case AddImport(line):
-                added = _added_import(source, line)
+                added = _added_import(source, line, at)
                 if added is not None:
                     found.append(added)
     found = sorted(dict.fromkeys(found))
@@ -91,11 +97,14 @@ def apply_fixes(text: str, fixes: Sequence[Sequence[Splice]]) -> tuple[str, list
         return -sum(s.end - s.start for s in replaced), min((s.start for s in fixes[index]), default=0)
 
     chosen: list[int] = []
-    taken: list[Splice] = []
+    taken: list[Splice] = []  # in order of their offsets, and disjoint
+    known: set[Splice] = set()
     for index in sorted(range(len(fixes)), key=extent):
-        wanted = [s for s in fixes[index] if s not in taken]
-        if wanted and not any(_clash(s, t) for s in wanted for t in taken):
-            taken.extend(wanted)
+        wanted = [s for s in fixes[index] if s not in known]
+        if wanted and not any(_clashes(s, taken) for s in wanted):
+            for splice in wanted:
+                insort(taken, splice)
+            known.update(wanted)
             chosen.append(index)
         elif not wanted and fixes[index]:
             chosen.append(index)
@@ -107,10 +116,19 @@ def apply_fixes(text: str, fixes: Sequence[Sequence[Splice]]) -> tuple[str, list
     return "".join((*pieces, text[position:])), sorted(chosen)
 
 
-def _clash(left: Splice, right: Splice) -> bool:
-    if left.start == left.end and right.start == right.end:
-        return False  # two insertions, also at one place
-    return left.start < right.end and right.start < left.end
+def _clashes(splice: Splice, taken: Sequence[Splice]) -> bool:
+    """Whether a splice shares text with one of those taken; two insertions never do, also at one place."""
+    position = bisect_left(taken, splice)
+    while position > 0 and taken[position - 1].end >= splice.start:
+        position -= 1
+        if taken[position].start < taken[position].end:
+            break
+    for other in taken[position:]:
+        if other.start > splice.end:
+            return False
+        if (splice.start < splice.end or other.start < other.end) and splice.start < other.end and other.start < splice.end:
+            return True
+    return False
 
 
 def newline_of(source: Source) -> str:
@@ -195,26 +213,69 @@ def _added_lines(source: Source, node: cst.CSTNode, lines: Sequence[str], where:
     return Splice(len(text), len(text), "".join(f"{newline}{indent}{line}" if line else newline for line in lines))
 
 
-def _added_import(source: Source, line: str) -> Splice | None:
-    """After the first top-level import of torch, else after the last of the leading imports, else after the docstring."""
-    anchor: cst.CSTNode | None = None
-    torch_anchor: cst.CSTNode | None = None
-    for statement in source.module.body:
-        if isinstance(statement, cst.SimpleStatementLine):
-            small = statement.body[0]
-            if isinstance(small, (cst.Import, cst.ImportFrom)):
-                code = source.code(small)
-                if code.strip() == line:
+def _check_place(source: Source, node: cst.CSTNode, text: str) -> None:
+    """Raises Unfixable where the text would be right and its place would not bear it."""
+    if any(isinstance(ancestor, cst.FormattedStringExpression) and ancestor.equal is not None for ancestor in source.ancestors(node)):
+        raise Unfixable("an f-string shows the expression's own text: f'{...=}'")
+    if "finfo(" in text and is_scripted(source, node):
+        raise Unfixable("TorchScript has no torch.finfo")
+
+
+_SCRIPTING = re.compile(r"(^|\.)(jit\.)?(script|script_method|script_if_tracing|jit_script)$")
+
+
+def is_scripted(source: Source, node: cst.CSTNode) -> bool:
+    """Whether the code around `node` is compiled by TorchScript: by a decorator, its class, or a call of torch.jit.script in this file."""
+    for owner in source.ancestors(node):
+        if isinstance(owner, (cst.FunctionDef, cst.ClassDef)):
+            written = [d.decorator for d in owner.decorators]
+            called = [d.func if isinstance(d, cst.Call) else d for d in written]
+            if any(_SCRIPTING.search(dotted_name(callee) or "") for callee in called):
+                return True
+            if isinstance(owner, cst.ClassDef) and any((dotted_name(base.value) or "").endswith("ScriptModule") for base in owner.bases):
+                return True
+            if re.search(rf"\bscript\(\s*{re.escape(owner.name.value)}\b", source.text):
+                return True
+    return False
+
+
+def _added_import(source: Source, line: str, at: cst.CSTNode | None) -> Splice | None:
+    """Beside the import of torch that runs before the fixed place: the file's first one, one inside a top-level block, or the function's own.
+
+    Raises:
+        Unfixable: nothing there imports torch, so that a new import would be the only one.
+    """
+    beside: list[cst.CSTNode] = []
+    inside: list[cst.CSTNode] = []
+    for node in source.nodes(cst.Import, cst.ImportFrom):
+        code = source.code(node).strip()
+        statement = source.parents.get(node)
+        if not isinstance(statement, cst.SimpleStatementLine) or "torch" not in code:
+            continue
+        branches = source.branches_of(node)
+        if source.enclosing(node, cst.FunctionDef, cst.ClassDef) is None:
+            if not any(is_type_checking(owner) and name == "body" for owner, name in branches) and (
+                not branches or all(name == "body" for _, name in branches)
+            ):
+                if code == line and not branches:
                     return None
-                anchor = statement if torch_anchor is None else anchor
-                if torch_anchor is None and "torch" in code:
-                    torch_anchor = statement
-            elif anchor is None and isinstance(small, cst.Expr) and isinstance(small.value, (cst.SimpleString, cst.ConcatenatedString)):
-                anchor = statement
-    anchor = torch_anchor or anchor
-    if anchor is not None:
-        return _added_lines(source, anchor, (line,), "after")
-    body = source.module.body
-    if body:
-        return _added_lines(source, body[0], (line,), "before")
-    return None
+                (inside if branches else beside).append(statement)
+        elif at is not None and source.function_of(node) in source.ancestors(at) and branches == source.branches_of(at)[: len(branches)]:
+            if source.order[node] < source.order[at]:
+                inside.append(statement)
+    of_torch = [s for s in beside if _imports_torch(s)] or beside or [s for s in inside if _imports_torch(s)]
+    if not of_torch:
+        raise Unfixable("nothing here imports torch")
+    return _added_lines(
+        source, min(of_torch, key=source.order.__getitem__) if beside else max(of_torch, key=source.order.__getitem__), (line,), "after"
+    )
+
+
+def _imports_torch(statement: cst.CSTNode) -> bool:
+    for small in getattr(statement, "body", ()):
+        modules = (
+            [alias.name for alias in small.names] if isinstance(small, cst.Import) else [small.module] if isinstance(small, cst.ImportFrom) else []
+        )
+        if any((dotted_name(module) or "").split(".")[0] == "torch" for module in modules):
+            return True
+    return False

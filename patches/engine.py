@@ -103,7 +103,7 @@ def fix(
 ) -> tuple[str, list[Diagnostic]]:
     """The text with every writable fix applied, pass after pass until none is left, and the fixes applied.
 
-    A pass whose result does not parse is discarded: the file is then left as the pass before made it.
+    A fix whose result does not compile is left out; if the rest do not compile together either, the file is left as the pass before made it.
     """
     allowed = settings.unsafe if unsafe is None else unsafe
     applied: list[Diagnostic] = []
@@ -118,6 +118,9 @@ def fix(
             diagnostics = wanted(source, diagnostics)
         writable = [d for d in diagnostics if is_writable(d, allowed)]
         changed, chosen = apply_fixes(text, [d.splices for d in writable])
+        if chosen and not _compiles(changed, text):
+            writable = [d for d in writable if _compiles(apply_fixes(text, [d.splices])[0], text)]
+            changed, chosen = apply_fixes(text, [d.splices for d in writable])
         if not chosen or changed in seen or not _compiles(changed, text):
             break
         applied.extend(writable[index] for index in chosen)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence, Set
 
 import libcst as cst
 
@@ -17,6 +18,13 @@ def reaching(source: Source, use: cst.Name) -> Sequence[Binding] | None:
     The last binding that is certain to run before the use ends the list; conditional ones after it are
     kept unless they lie in the other branch of the same `if`; later ones inside a shared loop are kept.
     """
+    memo: dict[cst.Name, Sequence[Binding] | None] = source.memo.setdefault("reaching", {})
+    if use not in memo:
+        memo[use] = _reaching(source, use)
+    return memo[use]
+
+
+def _reaching(source: Source, use: cst.Name) -> Sequence[Binding] | None:
     here = source.scope_of(use)
     scope = here.lookup(use.value)
     if scope is None:
@@ -33,14 +41,17 @@ def reaching(source: Source, use: cst.Name) -> Sequence[Binding] | None:
     for loop, _ in branches:
         if isinstance(loop, _LOOPS) and (last is None or not any(owner is loop for owner, _ in last.branches)):
             seen.extend(b for b in bindings if b.order > position and any(owner is loop for owner, _ in b.branches))
-    return [b for b in dict.fromkeys(seen) if not any(_overwrites(other, b, position) for other in seen)]
+    latest: dict[tuple[Branch, ...], int] = {}  # of the bindings in each block, the last before the use
+    for binding in seen:
+        if binding.order <= position:
+            latest[binding.branches] = max(binding.order, latest.get(binding.branches, -1))
+    return [b for b in dict.fromkeys(seen) if not _is_overwritten(b, latest)]
 
 
-def _overwrites(later: Binding, earlier: Binding, position: int) -> bool:
-    """Whether `later` runs after `earlier` whenever that runs, and before the use."""
-    if not earlier.order < later.order <= position:
-        return False
-    return _is_prefix(later.branches, earlier.branches)
+def _is_overwritten(binding: Binding, latest: Mapping[tuple[Branch, ...], int]) -> bool:
+    """Whether a later binding runs before the use whenever this one does: in the same block, or in one around it."""
+    blocks = (binding.branches[:depth] for depth in range(len(binding.branches) + 1))
+    return any(latest.get(block, -1) > binding.order for block in blocks)
 
 
 def _is_evaluated_in_place(source: Source, use: cst.CSTNode, scope_node: cst.CSTNode) -> bool:
@@ -73,6 +84,16 @@ def definition(source: Source, node: cst.BaseExpression) -> cst.BaseExpression:
     Follows one name to the one assignment that reaches it, provided that evaluating that expression
     here would give the same value: nothing it reads has been rebound or written in place since.
     """
+    made = assigned(source, node)
+    if made is node or not isinstance(node, cst.Name):
+        return node
+    if _is_written(source, {node.value}, source.order[made], source.order[node]):
+        return node  # `p[mask] = 0.5`, `p.clamp_(min=eps)`: it is no longer what it was made as
+    return made if is_stable(source, made, node) else node
+
+
+def assigned(source: Source, node: cst.BaseExpression) -> cst.BaseExpression:
+    """The expression that a local name was assigned, if one assignment reaches it, whatever became of its parts since; else `node`."""
     if not isinstance(node, cst.Name):
         return node
     found = reaching(source, node)
@@ -83,35 +104,81 @@ def definition(source: Source, node: cst.BaseExpression) -> cst.BaseExpression:
         return node
     if source.scope_of(only.node) is not source.scope_of(node) or only.branches != source.branches_of(node)[: len(only.branches)]:
         return node
-    return only.value if is_stable(source, only.value, node) else node
+    return only.value
 
 
 def is_stable(source: Source, expression: cst.CSTNode, at: cst.CSTNode) -> bool:
     """Whether `expression`, evaluated again at the later place `at`, reads the same values."""
     first, last = source.order[expression], source.order[at]
     read: set[str] = set()
+    attributes: list[cst.Attribute] = []
     for name in _names_in(source, expression):
         read.add(name.value)
         if isinstance(parent := source.parents.get(name), cst.Attribute) and parent.value is name:
             read.add(f"{name.value}.{parent.attr.value}")
-        scope = source.scope_of(name).lookup(name.value)
+            attributes.append(parent)
+        here = source.scope_of(name)
+        scope = here.lookup(name.value)
+        if name.value in here.outer_names and _calls_between(source, first, last):
+            return False  # `global x`: whatever is called may set it
         if scope is None:
             continue
         if any(first < b.order <= last for b in scope.bindings[name.value]):
             return False
-    for target, binding in source.attribute_writes:
-        if first < binding.order <= last and dotted_name(target) in read:
-            return False
-    for call in source.nodes(cst.Call):
-        if first < source.order[call] <= last and isinstance(call, cst.Call) and isinstance(call.func, cst.Attribute):
-            method = call.func.attr.value
-            if method.endswith("_") and not method.startswith("_") and dotted_name(call.func.value) in read:
-                return False
-    for assign in source.nodes(cst.AssignTarget, cst.AugAssign):
-        target_node = getattr(assign, "target", None)
-        if first < source.order[assign] <= last and isinstance(target_node, cst.Subscript) and dotted_name(target_node.value) in read:
-            return False
-    return True
+    if _is_written(source, read, first, last):
+        return False
+    return not any(_may_be_set_by_a_method(source, attribute, first, last) for attribute in attributes)
+
+
+def _is_written(source: Source, read: Set[str], first: int, last: int) -> bool:
+    """Whether something sets an attribute or elements of one of these, or calls an in-place method of it, between two places."""
+    places, targets = _writes(source)
+    return any(target in read for target in targets[bisect_right(places, first) : bisect_left(places, last)])
+
+
+def _writes(source: Source) -> tuple[list[int], list[str]]:
+    """Where something is written otherwise than by binding a name, in order, and what."""
+    memo: tuple[list[int], list[str]] | None = source.memo.get("writes")
+    if memo is None:
+        found = [(source.order[target], dotted_name(target)) for target, _ in source.attribute_writes]
+        for call in source.nodes(cst.Call):
+            assert isinstance(call, cst.Call)
+            if isinstance(call.func, cst.Attribute) and call.func.attr.value.endswith("_") and not call.func.attr.value.startswith("_"):
+                found.append((source.order[call.func.value], dotted_name(call.func.value)))
+        for assign in source.nodes(cst.AssignTarget, cst.AugAssign):
+            target = getattr(assign, "target", None)
+            if isinstance(target, cst.Subscript):
+                while isinstance(target, cst.Subscript):
+                    target = target.value
+                found.append((source.order[target], dotted_name(target)))
+        named = sorted((place, target) for place, target in found if target is not None)
+        memo = source.memo["writes"] = ([place for place, _ in named], [target for _, target in named])
+    return memo
+
+
+def _calls_between(source: Source, first: int, last: int) -> Sequence[cst.Call]:
+    memo: tuple[list[int], list[cst.Call]] | None = source.memo.get("ordered_calls")
+    if memo is None:
+        calls = sorted((node for node in source.nodes(cst.Call) if isinstance(node, cst.Call)), key=source.order.__getitem__)
+        memo = source.memo["ordered_calls"] = ([source.order[call] for call in calls], calls)
+    places, calls = memo
+    return calls[bisect_right(places, first) : bisect_right(places, last)]
+
+
+def _may_be_set_by_a_method(source: Source, attribute: cst.Attribute, first: int, last: int) -> bool:
+    """Whether `x.name` may be another after the calls between: a method of x runs, and the class sets the attribute outside `__init__`."""
+    if not isinstance(attribute.value, cst.Name) or attribute.value.value not in ("self", "cls"):
+        return False
+    methods = [
+        call.func
+        for call in _calls_between(source, first, last)
+        if isinstance(call.func, cst.Attribute) and isinstance(call.func.value, cst.Name) and call.func.value.value == attribute.value.value
+    ]
+    if all(any(not isinstance(b.node, cst.FunctionDef) for b in attribute_values(source, method)) for method in methods):
+        return False  # layers: calling one sets nothing of its owner
+    setters = [binding for binding in attribute_values(source, attribute) if binding.kind != "function"]
+    functions = [source.function_of(binding.node) for binding in setters]
+    return not setters or any(function is not None and function.name.value not in ("__init__", "__new__", "setup") for function in functions)
 
 
 def _names_in(source: Source, node: cst.CSTNode) -> Sequence[cst.Name]:
@@ -140,18 +207,18 @@ def uses_of(source: Source, node: cst.BaseExpression) -> Sequence[cst.Name]:
     if not isinstance(node, cst.Name):
         return ()
     scope = source.scope_of(node).lookup(node.value)
+    by_name: dict[str, list[cst.Name]] | None = source.memo.get("names")
+    if by_name is None:
+        by_name = source.memo["names"] = {}
+        for name in source.nodes(cst.Name):
+            assert isinstance(name, cst.Name)
+            by_name.setdefault(name.value, []).append(name)
     found = []
-    for name in source.nodes(cst.Name):
+    for name in by_name.get(node.value, ()):
         parent = source.parents.get(name)
         written = isinstance(parent, (cst.AssignTarget, cst.Param)) or (isinstance(parent, cst.Attribute) and parent.attr is name)
         keyword = isinstance(parent, cst.Arg) and parent.keyword is name
-        if (
-            isinstance(name, cst.Name)
-            and name.value == node.value
-            and not written
-            and not keyword
-            and source.scope_of(name).lookup(name.value) is scope
-        ):
+        if not written and not keyword and source.scope_of(name).lookup(name.value) is scope:
             found.append(name)
     return found
 

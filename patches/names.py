@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import libcst as cst
@@ -46,18 +48,36 @@ def qualified(source: Source, node: cst.CSTNode, depth: int = 0) -> str | None:
     return None
 
 
+def is_type_checking(owner: cst.CSTNode) -> bool:
+    """Whether a block is `if TYPE_CHECKING:`, whose body does not run."""
+    return isinstance(owner, cst.If) and (dotted_name(owner.test) or "").rpartition(".")[2] == "TYPE_CHECKING"
+
+
+def imported_as(bindings: Sequence[Binding]) -> Binding | None:
+    """The import that a name stands for: the only one, besides `torch = None` where it fails; None if it may be anything else."""
+    imports = [b for b in bindings if b.kind == "import" and not any(is_type_checking(owner) and name == "body" for owner, name in b.branches)]
+    others = [b for b in bindings if b.kind != "import"]
+    if len({b.target for b in imports}) != 1 or any(not (isinstance(b.value, cst.Name) and b.value.value == "None") for b in others):
+        return None
+    return imports[0]
+
+
 def _visible_imports(source: Source, at: cst.CSTNode) -> list[tuple[str, Binding]]:
     """Imported names that mean the same thing wherever the expression at `at` looks, innermost scope first."""
     here = source.scope_of(at)
     found: list[tuple[str, Binding]] = []
     scope: Scope | None = here
+    ancestors = set(source.ancestors(at))
+    importing: dict[cst.CSTNode, list[tuple[str, Binding]]] = source.memo.setdefault("imports", {})
     while scope is not None:
-        for name, bindings in scope.bindings.items():
-            if len({(b.kind, b.target) for b in bindings}) != 1 or bindings[0].kind != "import" or here.lookup(name) is not scope:
+        if scope.node not in importing:
+            only = ((name, imported_as(bindings)) for name, bindings in scope.bindings.items())
+            importing[scope.node] = [(name, first) for name, first in only if first is not None]
+        for name, first in importing[scope.node]:
+            if here.lookup(name) is not scope:
                 continue
-            first = bindings[0]
             later = source.order.get(at, 0) < first.order and scope is here
-            if not later and not any(owner not in set(source.ancestors(at)) and name_ != "body" for owner, name_ in first.branches):
+            if not later and not any(owner not in ancestors and name_ != "body" for owner, name_ in first.branches):
                 found.append((name, first))
         scope = scope.parent
     return found
@@ -89,8 +109,12 @@ def spell(source: Source, at: cst.CSTNode, *alternatives: str) -> Spelling:
     if here.lookup(name) is None and not hasattr(builtins, name) and _imports_names_from(source, module):
         return Spelling(name, f"from {module} import {name}")
     head = first.split(".")[0]
-    if here.lookup(head) is not None:
-        return Spelling(f"__import__({head!r}).{first[len(head) + 1 :]}")
+    taken = here.lookup(head)
+    if taken is not None and not all(b.kind == "import" and b.target == head for b in taken.bindings[head]):
+        alias = f"_{head}"  # the name means something else here
+        while re.search(rf"\b{alias}\b", source.text):
+            alias += "_"
+        return Spelling(f"{alias}.{first[len(head) + 1 :]}", f"import {head} as {alias}")
     return Spelling(first, f"import {head}")
 
 

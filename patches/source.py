@@ -318,6 +318,7 @@ class Source:
         self.scopes: dict[cst.CSTNode, Scope] = {}
         self.attribute_writes: list[tuple[cst.Attribute, Binding]] = []
         self.star_imports: list[str] = []
+        self._scope_of: dict[cst.CSTNode, Scope] = {}
         self.memo: dict[str, Any] = {}  # what other modules have worked out about this file
         self.root = Scope(self.module, "module", None)
         self.scopes[self.module] = self.root
@@ -368,12 +369,18 @@ class Source:
 
     def scope_of(self, node: cst.CSTNode) -> Scope:
         """The scope that an expression is evaluated in (a function's own defaults and decorators count as inside it)."""
+        known = self._scope_of.get(node)
+        if known is not None:
+            return known
         current: cst.CSTNode | None = node
+        scope = self.root
         while current is not None:
             if current in self.scopes:
-                return self.scopes[current]
+                scope = self.scopes[current]
+                break
             current = self.parents.get(current)
-        return self.root
+        self._scope_of[node] = scope
+        return scope
 
     def branches_of(self, node: cst.CSTNode) -> tuple[Branch, ...]:
         """The conditional blocks around `node`, outermost first."""

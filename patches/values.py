@@ -24,6 +24,8 @@ Origin = Literal["unknown", "constant", "noise", "data", "parameter", "network"]
 _RANK: dict[Origin, int] = {"constant": 0, "noise": 1, "unknown": 2, "data": 3, "parameter": 4, "network": 5}
 _DEPTH = 24
 _NO_CYCLE = 1 << 30
+_STEPS = 2_000
+"""Expressions looked at for one question. Chains of branches that rebind one name are exponential; beyond this the answer is: unknown."""
 _BOUNDING = re.compile(r"(?i)clamp|clip(?!_grad)|bound|squash|saturat")
 """Helpers from elsewhere that say by name that they bound their argument."""
 _AUTHORS_BOUND = 10.0  # a bound that is given but cannot be read off: its author chose something modest
@@ -220,11 +222,16 @@ class _Evaluation:
         self.active: dict[cst.CSTNode, int] = {}
         self.lowest = _NO_CYCLE
         self.calls = 0
+        self.steps = [_STEPS]  # shared with the evaluations of helpers
 
     def of(self, node: cst.BaseExpression) -> Value:
         if node in self.memo:
             return self.memo[node]
         depth = len(self.active)
+        self.steps[0] -= 1
+        if self.steps[0] < 0:
+            self.lowest = 0
+            return UNKNOWN
         if node in self.active:
             self.lowest = min(self.lowest, self.active[node])
             return UNKNOWN
@@ -237,7 +244,7 @@ class _Evaluation:
             value = self._compute(node)
         finally:
             del self.active[node]
-        if self.lowest >= depth:  # nothing it read is still being worked out: the result is final
+        if self.lowest >= depth or (depth == 0 and self.steps[0] < 0):  # nothing it read is still being worked out: the result is final
             self.memo[node] = value
             self.lowest = _NO_CYCLE
         self.lowest = min(self.lowest, outer)
@@ -491,6 +498,7 @@ class _Evaluation:
         environment = self._arguments(function, node)
         inner = _Evaluation(source, environment)
         inner.calls = self.calls + 1
+        inner.steps = self.steps
         inner.active = dict(self.active)
         return join([inner.of(result) for result in results])
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import libcst as cst
 
+from patches import flow
 from patches import matching as m
 from patches.rules.base import AbstractRule, Hit
 from patches.source import Source
@@ -64,7 +65,7 @@ def copies(source: Source, index: cst.BaseSlice) -> bool:
     """Whether an index is a mask, an index tensor or a list, for certain."""
     if not isinstance(index, cst.Index):
         return False
-    expression = m.definition(source, index.value)
+    expression = flow.assigned(source, index.value)
     if isinstance(expression, cst.List):
         return True
     if isinstance(expression, cst.UnaryOperation) and isinstance(expression.operator, cst.BitInvert):

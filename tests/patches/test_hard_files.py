@@ -1,0 +1,103 @@
+"""Files that are legal and unusual: where names come from, what changes a value between two lines, what a fix may not be written into."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from patches.engine import fix
+from patches.rules import RULES
+from patches.settings import Settings
+
+EVERYTHING = Settings(unsafe=True)
+
+
+def patched(text: str) -> str:
+    result, _ = fix(text, "file.py", RULES, EVERYTHING)
+    again, applied = fix(result, "file.py", RULES, EVERYTHING)
+    assert again == result
+    assert not applied
+    compile(result, "<patched>", "exec", dont_inherit=True)
+    return result
+
+
+def test_a_guarded_import_of_torch_is_used_as_it_is():
+    head = "try:\n    import torch\nexcept ImportError:\n    torch = None\n\n\n"
+    assert patched(head + "def f(x):\n    return torch.log(torch.sigmoid(x))\n") == head + (
+        "def f(x):\n    return torch.nn.functional.logsigmoid(x)\n"
+    )
+
+
+def test_an_import_that_only_type_checkers_see_is_not_relied_on():
+    text = "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    import torch\n\n\ndef f(x: 'torch.Tensor'):\n    return (1 + x.exp()).log()\n"
+    assert patched(text) == text  # torch is not there when this runs
+    with_functional = text.replace("from typing", "import torch.nn.functional as F\nfrom typing").replace(
+        "(1 + x.exp()).log()", "F.softmax(x, 1).log()"
+    )
+    assert "F.log_softmax(x, 1)" in patched(with_functional)
+
+
+def test_a_new_import_goes_beside_the_functions_own():
+    text = "def f(x):\n    from torch import exp, log\n\n    return log(1 + exp(x))\n"
+    assert patched(text) == "def f(x):\n    from torch import exp, log\n    import torch\n\n    return torch.nn.functional.softplus(x)\n"
+
+
+def test_a_name_that_hides_torch_is_stepped_around():
+    text = "from torch import exp, log\n\n\ndef f(x, torch):\n    return log(1 + exp(x)), torch\n"
+    changed = patched(text)
+    assert "import torch as _torch\n" in changed
+    assert "_torch.nn.functional.softplus(x), torch" in changed
+
+
+def test_imports_stand_after_the_docstring_and_the_future():
+    text = '"""Doc."""\n\nfrom __future__ import annotations\n\nimport os\nfrom torch import exp, log\n\ny = log(1 + exp(x))\n'
+    assert patched(text) == text.replace("exp, log\n", "exp, log\nimport torch\n").replace("log(1 + exp(x))", "torch.nn.functional.softplus(x)")
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        "p[mask] = 0.5",
+        "p.clamp_(1e-3, 1)",
+        "p.mul_(scale)",
+        "p *= scale",
+        "x += 1",
+        "x[0] = 1",
+        "x.add_(1)",
+        "x[0][1] = 1",
+        "del x",
+    ],
+)
+def test_a_probability_that_was_changed_since_is_left_alone(between):
+    text = f"import torch\n\n\ndef f(x, mask, scale):\n    p = torch.sigmoid(x)\n    {between}\n    return torch.log(p)\n"
+    assert patched(text) == text
+    assert "logsigmoid(x)" in patched(text.replace(between, "q = p * 2"))
+
+
+def test_an_attribute_that_a_method_may_set_is_not_read_again():
+    text = (
+        "import torch\n\n\nclass A:\n    def move(self):\n        self.x = self.x + 1\n\n"
+        "    def f(self):\n        p = torch.sigmoid(self.x)\n        self.move()\n        return torch.log(p)\n"
+    )
+    assert patched(text) == text
+    assert "logsigmoid(self.x)" in patched(text.replace("        self.move()\n", ""))
+
+
+def test_nothing_is_written_where_it_would_be_seen_or_not_compiled():
+    shown = 'import torch\n\nprint(f"{torch.log(torch.softmax(x, 1))=}")\n'
+    assert patched(shown) == shown
+    scripted = "import torch\n\n\n@torch.jit.script\ndef f(x: torch.Tensor):\n    x = x.half()\n    return x / (x.norm() + 1e-8)\n"
+    assert patched(scripted) == scripted
+    assert "torch.finfo(x.dtype).tiny" in patched(scripted.replace("@torch.jit.script\n", ""))
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_a_name_rebound_in_hundreds_of_branches_takes_no_time(loop):
+    head = "import torch\n\n\ndef f(x):\n" + ("    for _ in y:\n        pass\n" if loop else "")
+    indent = "        " if loop else "    "
+    body = "".join(f"{indent}if x.sum() > {i}:\n{indent}    x = x * 2 + x\n{indent}else:\n{indent}    x = x - x\n" for i in range(150))
+    start = time.process_time()
+    changed = patched(head + body + "    return torch.log(torch.exp(x) + 1)\n")
+    assert "softplus(x)" in changed
+    assert time.process_time() - start < 20  # a second here; hours before the work for one question was bounded
