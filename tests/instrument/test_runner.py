@@ -1,14 +1,15 @@
-"""`python -m instrument run` and `stable-run` behave as `python` would. Each test is a process of its own."""
+"""`python -m instrument run` and `stable-run` behave as `python` would. Each command line is a process of its own."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.instrument.preloaded import preloaded
 
 STABLE_RUN = [str(Path(sys.executable).with_name("stable-run"))]
 MODULE = [sys.executable, "-m", "instrument", "run"]
@@ -16,10 +17,19 @@ MODULE = [sys.executable, "-m", "instrument", "run"]
 HEAD = "import torch, sys, os\n"
 
 
+def environment():
+    return {name: value for name, value in os.environ.items() if name != "LATENT_DRIFT_CONFIG"} | {"COLUMNS": "40"}
+
+
 def python(arguments, cwd, **kwargs):
-    environment = {**os.environ, "COLUMNS": "40"}
-    environment.pop("LATENT_DRIFT_CONFIG", None)
-    return subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=120, env=environment, check=False, **kwargs)
+    return subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=120, env=environment(), check=False, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def stable_run():
+    """`stable-run` where it does not matter that torch was imported before."""
+    with preloaded(environment()) as process:
+        yield lambda arguments, folder: process.run([*STABLE_RUN, *arguments], folder)
 
 
 @pytest.fixture
@@ -83,21 +93,26 @@ def test_syntax_error_is_pythons_own(script, tmp_path):
     ("statement", "status"),
     [("sys.exit(3)", 3), ("sys.exit()", 0), ("sys.exit('a message')", 1), ("raise SystemExit(True)", 1), ("sys.exit(-1)", 255)],
 )
-def test_exit_status(script, tmp_path, statement, status):
+def test_exit_status(script, stable_run, tmp_path, statement, status):
     script(f"import sys\n{statement}\n")
-    guarded = python([*STABLE_RUN, "train.py"], tmp_path)
+    guarded = stable_run(["train.py"], tmp_path)
     assert guarded.returncode == status
     if "message" in statement:
         assert "a message" in guarded.stderr
 
 
+def _hearing():
+    """A process that was started in the background would ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_writes_the_report_and_dies_of_the_signal(script, tmp_path):
     script(HEAD + "import time\ntorch.exp(torch.tensor(200.0))\nprint('ready', flush=True)\ntime.sleep(60)\n")
-    process = subprocess.Popen([*STABLE_RUN, "--report", "out", "train.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    command = [*STABLE_RUN, "--report", "out", "train.py"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_hearing) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
     assert "KeyboardInterrupt" in errors
     (event,) = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
@@ -118,35 +133,37 @@ def test_report_table_and_fail_on_event(script, tmp_path):
     assert summary["interventions"] == 1
 
 
-def test_give_up_ends_with_status_3_and_the_users_line(script, tmp_path):
+def test_give_up_ends_with_status_3_and_the_users_line(script, stable_run, tmp_path):
     script(
         HEAD + "p = torch.nn.Parameter(torch.ones(2))\no = torch.optim.SGD([p], lr=0.1)\n"
         "for _ in range(100000):\n    o.zero_grad()\n    p.grad = torch.full((2,), float('nan'))\n    o.step()\n"
     )
-    guarded = python([*STABLE_RUN, "train.py"], tmp_path)
+    guarded = stable_run(["train.py"], tmp_path)
     assert guarded.returncode == 3
     assert 'train.py", line 7' in guarded.stderr
     assert "max_consecutive_skips" in guarded.stderr
     assert "/instrument/" not in guarded.stderr
 
 
-@pytest.mark.parametrize("name", ["instrument.py", "instrument/__init__.py", "patches/tool.py", "latent_drift.py"])
-def test_the_users_own_modules_of_our_names_neither_break_us_nor_are_shadowed(script, tmp_path, name):
-    script("MINE = True\n", name)
-    module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    script(HEAD + f"from {module} import MINE\nprint(MINE, torch.exp(torch.tensor(200.0)).isfinite().item())\n")
+@pytest.mark.parametrize("names", [("instrument.py", "patches/tool.py", "latent_drift.py"), ("instrument/__init__.py",)], ids=["files", "package"])
+def test_the_users_own_modules_of_our_names_neither_break_us_nor_are_shadowed(script, tmp_path, names):
+    modules = [name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in names]
+    for name in names:
+        script(f"MINE = {name!r}\n", name)
+    mine = "".join(f"from {module} import MINE\nassert MINE == {name!r}\n" for module, name in zip(modules, names, strict=True))
+    script(HEAD + mine + "print(torch.exp(torch.tensor(200.0)).isfinite().item())\n")
     guarded = python([*STABLE_RUN, "--report", "out", "train.py"], tmp_path)
     assert guarded.returncode == 0, guarded.stderr
-    assert guarded.stdout == "True True\n"
+    assert guarded.stdout == "True\n"
     assert (tmp_path / "out" / "events.jsonl").exists()
 
 
-def test_a_script_can_use_instrument_itself(script, tmp_path):
+def test_a_script_can_use_instrument_itself(script, stable_run, tmp_path):
     script(
         HEAD
         + "import instrument\nwith instrument.stable(profile='observe') as run:\n    print(torch.exp(torch.tensor(200.0)).item(), len(run.events))\n"
     )
-    assert python([*STABLE_RUN, "train.py"], tmp_path).stdout == "inf 1\n"
+    assert stable_run(["train.py"], tmp_path).stdout == "inf 1\n"
 
 
 # Asked wrongly: status 2, and what to do -------------------------------------------------------------------------------
@@ -164,10 +181,10 @@ def test_a_script_can_use_instrument_itself(script, tmp_path):
     ],
     ids=["pin", "script", "profile", "typo in a key", "config file", "nothing"],
 )
-def test_asked_wrongly(script, tmp_path, arguments, expected):
+def test_asked_wrongly(script, stable_run, tmp_path, arguments, expected):
     script("print('ran')\n")
     script('version = "1.0.0"\n[gradient.clip]\nkind = "norm"\nmax_nrom = 1.0\n', "typo.toml")
-    guarded = python([*STABLE_RUN, *arguments], tmp_path)
+    guarded = stable_run(arguments, tmp_path)
     assert guarded.returncode == 2
     assert expected in guarded.stderr
     assert "Traceback" not in guarded.stderr
