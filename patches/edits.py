@@ -260,7 +260,7 @@ def _added_import(source: Source, line: str, at: cst.CSTNode | None) -> Splice |
                 if code == line and not branches:
                     return None
                 (inside if branches else beside).append(statement)
-        elif at is not None and source.function_of(node) in source.ancestors(at) and branches == source.branches_of(at)[: len(branches)]:
+        elif at is not None and source.function_of(node) in {*source.ancestors(at)} and branches == source.branches_of(at)[: len(branches)]:
             if source.order[node] < source.order[at]:
                 inside.append(statement)
     of_torch = [s for s in beside if _imports_torch(s)] or beside or [s for s in inside if _imports_torch(s)]
