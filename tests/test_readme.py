@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.instrument.preloaded import preloaded
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
@@ -34,12 +36,18 @@ def test_there_are_examples_and_both_commands():
         assert re.search(rf"<!-- ci:{name} -->\n```bash\npython3 -m venv .* tests/constraints.txt .*\n```", TEXT)
 
 
+@pytest.fixture(scope="module")
+def python():
+    """Runs scripts with every warning an error."""
+    with preloaded({**os.environ, "PYTHONWARNINGS": "error"}) as process:
+        yield process
+
+
 @pytest.mark.parametrize("index", range(len(BLOCKS)))
-def test_python_example_runs(index, tmp_path):
-    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+def test_python_example_runs(index, python, tmp_path):
     script = tmp_path / "example.py"
     script.write_text(BLOCKS[index], encoding="utf-8")
-    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    result = python.run([str(script)], tmp_path)
     assert result.returncode == 0, result.stderr
 
 

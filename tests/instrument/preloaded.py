@@ -36,8 +36,9 @@ class Preloaded:
         files = {name: str(folder / f".{name}") for name in ("stdout", "stderr")}
         self._process.stdin.write(json.dumps({"folder": str(folder), "words": words} | files) + "\n")
         self._process.stdin.flush()
-        status = int(self._process.stdout.readline())
-        return subprocess.CompletedProcess(words, status, *(Path(path).read_text(encoding="utf-8") for path in files.values()))
+        status = self._process.stdout.readline()
+        assert status, "the process itself has ended; what it said is on standard error"
+        return subprocess.CompletedProcess(words, int(status), *(Path(path).read_text(encoding="utf-8") for path in files.values()))
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -110,7 +109,8 @@ def test_a_process_killed_while_it_writes_leaves_a_whole_file(tmp_path: Path) ->
     assert process.stdout is not None
     for _ in range(3):
         process.stdout.readline()
-    time.sleep(0.013)
+    while not list(tmp_path.glob(".a.pt.*")):  # in the middle of writing
+        assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
