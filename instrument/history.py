@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import time
-import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from instrument import json_lines
+from instrument.by_optimizer import ByOptimizer
 
 Outcome = Literal["stepped", "clipped", "zeroed", "skipped", "rolled-back"]
 """How a step ended: `zeroed` had non-finite gradient elements set to 0, `skipped` was left out, `rolled-back` was undone."""
@@ -115,7 +115,7 @@ class History:
         room = (MOST_RECORDS - 2 * length) // 2 if length < MOST_RECORDS // 4 else MOST_RECORDS // 4
         self._ordinary = _Thinned(room)
         self._notable = _Thinned(room)
-        self._rings: weakref.WeakKeyDictionary[Optimizer, deque[_Row]] = weakref.WeakKeyDictionary()
+        self._rings: ByOptimizer[deque[_Row]] = ByOptimizer()
         self._by_hand: deque[_Row] = deque(maxlen=length)
         self._latest: deque[_Row] = deque(maxlen=length)
         self._latest_ring = self._by_hand
@@ -138,10 +138,10 @@ class History:
         if norm is not None and loss is not None:
             loss = float(loss)  # the norm has been read, so whatever was computed before it has arrived
         row = (step, loss, norm, None if optimizer is None else learning_rate(optimizer), outcome, time.perf_counter() - self._began)
-        ring = self._by_hand if optimizer is None else self._rings.get(optimizer)
+        ring = self._by_hand if optimizer is None else self._rings.get(id(optimizer))
         if ring is None:
-            ring = deque(maxlen=self._length)
-            self._rings[optimizer] = ring  # type: ignore[index]  # None has a ring
+            assert optimizer is not None  # updates by hand have a ring from the beginning
+            ring = self._rings.put(optimizer, deque(maxlen=self._length))
         ring.append(row)
         self._latest.append(row)
         self._latest_ring = ring
@@ -156,7 +156,7 @@ class History:
 
     def recent(self, optimizer: Optimizer | None = None) -> list[StepRecord]:
         """The latest steps of this optimizer, oldest first; without one, the latest updates by hand."""
-        ring = self._by_hand if optimizer is None else self._rings.get(optimizer, ())
+        ring = self._by_hand if optimizer is None else self._rings.get(id(optimizer), ())
         return [_record(row) for row in list(ring)]
 
     def latest(self) -> StepRecord:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from instrument.armed_lines import ArmedLines
+from instrument.by_optimizer import ByOptimizer
 from instrument.callsite import module_path, user_frame, user_site
 from instrument.circumstances import Circumstances
 from instrument.deferred_flags import DeferredFlags, Flag
@@ -84,7 +85,7 @@ class Run:
         )
         self._flags = DeferredFlags()
         self._histories: WeakKeyDictionary[torch.optim.Optimizer, GradientHistory] = WeakKeyDictionary()
-        self._optimizer_steps: WeakKeyDictionary[torch.optim.Optimizer, int] = WeakKeyDictionary()
+        self._optimizer_steps: ByOptimizer[int] = ByOptimizer()
 
     # What guards call -------------------------------------------------------------------------------------------------
 
@@ -222,15 +223,18 @@ class Run:
 
     def step_number(self, optimizer: torch.optim.Optimizer) -> int:
         """Which step of the run the one under way is, counted from 1; with several optimizers that is the most that any of them took."""
-        return max(self.tally.steps, self._optimizer_steps.get(optimizer, 0) + 1)
+        return max(self.tally.steps, self._optimizer_steps.get(id(optimizer), 0) + 1)
 
     def step_finished(self, optimizer: torch.optim.Optimizer, *, skipped: bool) -> None:
         """Count a step; with several optimizers a step of the run is the most that any of them took."""
-        count = self._optimizer_steps.get(optimizer, 0) + 1
-        self._optimizer_steps[optimizer] = count
-        self.optimizers.add(optimizer)
+        key = id(optimizer)
+        if key not in self._optimizer_steps:
+            self._optimizer_steps.put(optimizer, 0)
+            self.optimizers.add(optimizer)
+        count = self._optimizer_steps[key] = self._optimizer_steps[key] + 1
         tally = self.tally
-        tally.steps = max(tally.steps, count)
+        if count > tally.steps:
+            tally.steps = count
         self._look_for_signs(optimizer, skipped)
         self.search.tell_trend()
         self._forget_step(healthy=not skipped)
@@ -302,7 +306,7 @@ class Run:
 
     def is_first_step(self, optimizer: torch.optim.Optimizer) -> bool:
         """True until `optimizer` has finished a step in this run."""
-        return optimizer not in self._optimizer_steps
+        return id(optimizer) not in self._optimizer_steps
 
     def gradient_history(self, optimizer: torch.optim.Optimizer, length: int) -> GradientHistory:
         """The gradient norms of this optimizer's steps in this run."""

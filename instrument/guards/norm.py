@@ -19,10 +19,10 @@ from torch import Tensor
 from instrument.guards.base import Function, Spelling, spelled
 from instrument.guards.hand_over import judging
 from instrument.guards.reduction import AbstractReductionGuard
-from instrument.guards.result import Call, total
+from instrument.guards.result import Call
 from instrument.runtime import FLOATS, is_plain_on_cpu
 
-_amin = torch.amin
+_aminmax = torch.aminmax
 
 _SMALL = {dtype: torch.finfo(dtype).smallest_normal ** 0.5 for dtype in FLOATS}  # below, the square of a norm underflows
 
@@ -56,8 +56,8 @@ class NormGuard(AbstractReductionGuard):
         return Call(original, op, args, kwargs, out)
 
     def is_clear(self, op: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        low: float = _amin(out.detach()).item()
-        return low > _SMALL[out.dtype] and math.isfinite(total(out))
+        low, high = _aminmax(out.detach())
+        return low.item() > _SMALL[out.dtype] and math.isfinite(high.item())
 
     def dims(self, call: Call, x: Tensor) -> tuple[int, ...] | None:
         named = super().dims(call, x)

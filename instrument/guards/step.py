@@ -7,6 +7,7 @@ step runs on a copy that is put back if it ends non-finite.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -42,6 +43,8 @@ ALREADY_CLIPPED = 1e-4
 # Optimizers that are stepping now, by id: one that calls super().step() is judged once.
 _STEPPING: set[int] = set()
 
+_ONLY_TENSORS = {Tensor}
+
 
 def stand_in(raw_step: Function, owner: type) -> Function:
     """A class's `step` with the judgement around it.
@@ -54,40 +57,47 @@ def stand_in(raw_step: Function, owner: type) -> Function:
     code = getattr(inspect.unwrap(raw_step), "__code__", None)
     by_user = code is not None and is_users(code.co_filename)
 
-    def run_step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
-        # A wrapper such as Lookahead that never calls Optimizer.__init__ has no hooks, and torch would not look for any.
-        called = hooked_step if hasattr(self, "_optimizer_step_pre_hooks") else raw_step
-        return called(self, *args, **kwargs)
-
     @mimic(raw_step, Spelling(owner, "step", "step"))
     def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
-        if not RUNTIME.active or is_compiling() or id(self) in _STEPPING or _passes_on(self):
+        # A wrapper such as Lookahead that never calls Optimizer.__init__ has no hooks, and torch would not look for any.
+        hooked = hasattr(self, "_optimizer_step_pre_hooks")
+        run_step = hooked_step if hooked else raw_step
+        if not RUNTIME.active or is_compiling():
             return run_step(self, *args, **kwargs)
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        key = id(self)
+        if key in _STEPPING or (not hooked and _passes_on(self)) or _is_captured():
             return run_step(self, *args, **kwargs)
-        _STEPPING.add(id(self))
+        _STEPPING.add(key)
         if not by_user:
-            QUIET.add(id(self))
+            QUIET.add(key)
         try:
             return _judged_step(self, run_step, args, kwargs)
         finally:
-            _STEPPING.discard(id(self))
-            QUIET.discard(id(self))
+            _STEPPING.discard(key)
+            QUIET.discard(key)
 
     step.hooked = True  # type: ignore[attr-defined]
     return step
 
 
 def _passes_on(optimizer: Optimizer) -> bool:
-    """Whether this is a shell around another optimizer, which decides when that one steps (accelerate's does not while gradients accumulate): the
-    one inside is judged, when it steps. A shell never calls `Optimizer.__init__`."""
-    return not hasattr(optimizer, "_optimizer_step_pre_hooks") and any(isinstance(value, Optimizer) for value in vars(optimizer).values())
+    """Whether an optimizer without hooks is a shell around another one, and decides when that steps (accelerate's does not while gradients
+    accumulate): the one inside is judged, when it steps. A shell never calls `Optimizer.__init__`."""
+    return any(isinstance(value, Optimizer) for value in vars(optimizer).values())
+
+
+_has_cuda = functools.cache(torch.cuda.is_available)
+
+
+def _is_captured() -> bool:
+    """Whether a CUDA graph is recording this step: nothing of it may be read then."""
+    return _has_cuda() and torch.cuda.is_current_stream_capturing()
 
 
 def _judged_step(optimizer: Optimizer, run_step: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     run = RUNTIME.run
     run.read_deferred()
-    closure = _closure_of(args, kwargs)
+    closure = _closure_of(args, kwargs) if args or kwargs else None
     lent, skip = run.recovery.before_step(run, optimizer)
     try:
         if skip:
@@ -174,11 +184,12 @@ def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
     """Look at the gradients and do to them what the config says; returns whether to skip the step, else whether to check its update."""
     run = RUNTIME.run
     gradients, held = _gradients(optimizer)
-    norm = _true_norm(optimizer, held)
+    scale = _grad_scale(optimizer)
+    norm = _true_norm(held, scale)
     verdict = _agreed(optimizer, gradients, norm)
     norm = run.history.norm = norm if verdict is None else verdict.norm
     bad = not math.isfinite(norm) and not _scaler_decides(optimizer)
-    run.layers.see(optimizer, bad, _grad_scale(optimizer))
+    run.layers.see(optimizer, bad, scale)
     if bad:
         if verdict is None or _is_to_blame(verdict, held):
             run.search.blame()
@@ -199,7 +210,7 @@ def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
             return False, False
         zero_nonfinite_(held)
         run.history.outcome = "zeroed"
-        norm = _true_norm(optimizer, held)
+        norm = _true_norm(held, scale)
         verdict = _agreed(optimizer, gradients, norm)
         norm = norm if verdict is None else verdict.norm
     if not run.policy.act:
@@ -211,8 +222,8 @@ def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
 
 def _gradients(optimizer: Optimizer) -> tuple[list[Tensor], list[Tensor]]:
     """The gradients, and the numbers of them that this process holds: the same tensors unless they are sharded."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if all(type(gradient) is Tensor for gradient in gradients):
+    gradients = [gradient for group in optimizer.param_groups for p in group["params"] if (gradient := p.grad) is not None]
+    if set(map(type, gradients)) <= _ONLY_TENSORS:
         return gradients, gradients
     return gradients, [local_part(gradient) for gradient in gradients]
 
@@ -262,19 +273,20 @@ def _scaler_decides(optimizer: Optimizer) -> bool:
     return isinstance(getattr(optimizer, "found_inf", None), Tensor)
 
 
-def _true_norm(optimizer: Optimizer, gradients: Sequence[Tensor]) -> float:
+def _true_norm(gradients: Sequence[Tensor], scale: float) -> float:
+    """The norm of gradients that carry the factor `scale`."""
     with without_function_modes():  # gradients that are judged here are no data to the watching mode
-        return global_norm(gradients) / _grad_scale(optimizer)
+        return global_norm(gradients) / scale
 
 
 def _clip(optimizer: Optimizer, all_gradients: Sequence[Tensor], gradients: list[Tensor], norm: float) -> None:
     """Clip `gradients`, which this process holds, by the norm of all."""
     run = RUNTIME.run
     clip = run.config.gradient.clip
-    scale = _grad_scale(optimizer)
-    threshold = ""
     if clip.kind == "none":
         return
+    scale = _grad_scale(optimizer)
+    threshold = ""
     if clip.kind == "norm":
         order = float(clip.norm_type)
         if order == 2.0 and norm <= clip.max_norm * (1.0 + ALREADY_CLIPPED):
@@ -473,7 +485,7 @@ def _with_closure(
     def clipped_closure() -> Any:
         loss = closure()
         gradients, held = _gradients(optimizer)
-        norm = _true_norm(optimizer, held)
+        norm = _true_norm(held, _grad_scale(optimizer))
         verdict = _agreed(optimizer, gradients, norm, closure=True)
         norm = RUNTIME.run.history.norm = norm if verdict is None else verdict.norm
         if math.isfinite(norm):

@@ -25,6 +25,8 @@ HUGE_NORM = 1e18
 
 OUR_HOOKS = 1
 
+HALVES = frozenset(dtype for dtype in FLOATS if dtype.itemsize == 2)
+
 
 def is_risky(optimizer: Optimizer, norm: float, config: StabilityConfig, *, first: bool) -> bool:
     """Whether this step needs a copy of what it may spoil.
@@ -33,7 +35,7 @@ def is_risky(optimizer: Optimizer, norm: float, config: StabilityConfig, *, firs
         norm: the global norm of the gradients as the step will see them.
         first: the optimizer has not stepped in this run yet: what its state holds is not known.
     """
-    if type(optimizer).__module__.partition(".")[0] != "torch" or not norm < HUGE_NORM:
+    if not type(optimizer).__module__.startswith("torch.") or not norm < HUGE_NORM:
         return True
     if config.gradient.update_bound.kind != "none":
         return True  # bounding an update needs what was there before it
@@ -41,7 +43,10 @@ def is_risky(optimizer: Optimizer, norm: float, config: StabilityConfig, *, firs
         return True  # hooks may do anything to the gradients that were judged before them
     if first and not all(is_finite(x) for x in state_tensors(optimizer)):
         return True
-    return any(_is_risky_group(group, norm) for group in optimizer.param_groups)
+    for group in optimizer.param_groups:
+        if _is_risky_group(group, norm):
+            return True
+    return False
 
 
 def _is_risky_group(group: dict[str, Any], norm: float) -> bool:
@@ -49,15 +54,19 @@ def _is_risky_group(group: dict[str, Any], norm: float) -> bool:
     if rate.__class__ is not float:
         # One on an accelerator is not worth a read.
         rate = 1.0 if isinstance(rate, Tensor) and not rate.is_cpu else float(rate)
-    if not abs(rate) * max(norm, 1.0) < HUGE_UPDATE or group.get("eps", 1.0) == 0:
+    rate = abs(rate)
+    if not (rate < HUGE_UPDATE and rate * norm < HUGE_UPDATE) or group.get("eps", 1.0) == 0:
         return True
     # What multiplies itself from step to step: decay beyond 2 / lr, momentum and averages with a factor above 1.
-    if not abs(rate) * abs(_number(group.get("weight_decay", 0.0))) <= 1.0:
+    decay, momentum, alpha = group.get("weight_decay", 0.0), group.get("momentum", 0.0), group.get("alpha", 0.0)
+    if not rate * abs(decay if decay.__class__ is float else _number(decay)) <= 1.0:
         return True
-    if not abs(_number(group.get("momentum", 0.0))) < 1.0 or not _number(group.get("alpha", 0.0)) <= 1.0:
+    if not abs(momentum if momentum.__class__ is float else _number(momentum)) < 1.0:
+        return True
+    if not (alpha if alpha.__class__ is float else _number(alpha)) <= 1.0:
         return True
     params = group["params"]
-    return bool(params) and params[0].dtype in FLOATS and params[0].dtype.itemsize == 2
+    return bool(params) and params[0].dtype in HALVES
 
 
 def _number(value: Any) -> float:

@@ -73,6 +73,8 @@ class Births:
 
     def finish_step(self, *, healthy: bool) -> None:
         """Forget the step; what was born in one that went well is harmless there."""
+        if not self._current:
+            return
         if healthy:
             self._harmless.update(place for (place, _), birth in self._current.items() if not birth.always)
         self._current.clear()

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import statistics
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
+from instrument.by_optimizer import ByOptimizer
 from instrument.history import History, StepRecord
 
 LEAST_PAST = 16  # steps before which nothing is a jump: the first ones fall steeply
@@ -52,13 +52,13 @@ class Signs:
         self._dead_steps = dead_steps
         self._spikes = "spike" in checks
         self._dead = "dead" in checks
-        self._levels: weakref.WeakKeyDictionary[Optimizer, _Level] = weakref.WeakKeyDictionary()
+        self._levels: ByOptimizer[_Level] = ByOptimizer()
 
     def look(self, optimizer: Optimizer, loss: float | None, norm: float | None, history: History) -> Sign | None:
         """The sign that this step gives, if any; it is the latest in `history`."""
-        level = self._levels.get(optimizer)
+        level = self._levels.get(id(optimizer))
         if level is None:
-            level = self._levels[optimizer] = _Level()
+            level = self._levels.put(optimizer, _Level())
         level.seen += 1
         sign: Sign | None = None
         if norm is not None and math.isfinite(norm):

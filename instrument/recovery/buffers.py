@@ -12,7 +12,9 @@ Small ones are joined into one tensor, which is the copy and is looked at once. 
 
 from __future__ import annotations
 
+import math
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,7 @@ STATISTIC = 3
 LOOKS = 16
 """Steps in which a small buffer is compared with its copy to learn whether it changes."""
 
+_flattened = torch._C._nn.flatten_dense_tensors  # type: ignore[attr-defined]
 _RESET = {"running_mean": 0.0, "running_var": 1.0}
 
 
@@ -53,6 +56,60 @@ class _Slot:
         module = self.module()
         return None if module is None else module._buffers.get(self.name)
 
+    @property
+    def is_learning(self) -> bool:
+        return not self.is_norm and self.looks < LOOKS
+
+    def learn(self, now: Tensor) -> None:
+        """Compare the buffer with its copy, to know whether it changes from step to step."""
+        if self.is_learning:
+            self.looks += 1
+            self.changes += self.copy is not None and self.copy.shape == now.shape and not torch.equal(self.copy, now)
+
+
+class _Group:
+    """Small buffers of one device and dtype. Their copy is one tensor, made and looked at with one operation each; a slot gets its part of it when
+    that is asked for."""
+
+    __slots__ = ("device", "dtype", "flat", "learning", "slots", "tensors")
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.slots: list[_Slot] = []
+        self.tensors: list[Tensor] = []
+        self.flat: Tensor | None = None
+        self.learning = True
+
+    def now(self) -> list[Tensor] | None:
+        """The buffers as they are; None if one is gone, or is another tensor that cannot be joined with the others."""
+        found = []
+        known: Sequence[Tensor | None] = self.tensors or (None,) * len(self.slots)
+        for slot, before in zip(self.slots, known, strict=True):
+            tensor = slot.tensor()
+            if tensor is None:
+                return None
+            if tensor is not before and not (is_plain(tensor) and tensor.dtype is self.dtype and tensor.device == self.device):
+                return None
+            found.append(tensor)
+        return found
+
+    def take(self, tensors: list[Tensor], flat: Tensor) -> None:
+        """`flat`, the numbers of `tensors`, is the new copy."""
+        if self.learning:
+            self.hand_out()
+            for slot, tensor in zip(self.slots, tensors, strict=True):
+                slot.learn(tensor)
+            self.learning = any(slot.is_learning for slot in self.slots)
+        self.tensors, self.flat = tensors, flat
+
+    def hand_out(self) -> None:
+        """Give each slot its part of the copy."""
+        if self.flat is not None:
+            for slot, tensor, part in zip(self.slots, self.tensors, self.flat.split([t.numel() for t in self.tensors]), strict=True):
+                slot.copy = part.view(tensor.shape)
+            self.flat = None
+
 
 class KeptBuffers:
     """The floating-point buffers of every module that was met, and what they held after the last good step."""
@@ -61,12 +118,13 @@ class KeptBuffers:
         self._training = training
         self._generation = -1
         self._slots: dict[tuple[int, str], _Slot] = {}
-        self._small: list[list[_Slot]] = []
+        self._small: list[_Group] = []
         self._large: list[_Slot] = []
 
     def bytes(self) -> int:
         """Memory that the copies take."""
-        return sum(slot.copy.nbytes for slot in self._slots.values() if slot.copy is not None)
+        joined = sum(group.flat.nbytes for group in self._small if group.flat is not None)
+        return joined + sum(slot.copy.nbytes for slot in self._slots.values() if slot.copy is not None)
 
     def look(self, *, failed: bool) -> list[tuple[nn.Module, str]]:
         """Put back what has become NaN or Inf, and copy what is good; returns the places that were put back.
@@ -88,8 +146,10 @@ class KeptBuffers:
 
     def _plan(self) -> None:
         """Which buffers there are, in groups that can be joined; slots that are known keep their copies."""
+        for group in self._small:
+            group.hand_out()
         known, self._slots = self._slots, {}
-        groups: dict[tuple[torch.device, torch.dtype], list[_Slot]] = {}
+        groups: dict[tuple[torch.device, torch.dtype], _Group] = {}
         self._large = []
         for module in self._training.modules():
             for name, buffer in module._buffers.items():
@@ -103,30 +163,32 @@ class KeptBuffers:
                 if slot.meant:
                     continue
                 if slot.is_norm or buffer.numel() <= SMALL:
-                    groups.setdefault((buffer.device, buffer.dtype), []).append(slot)
+                    kind = (buffer.device, buffer.dtype)
+                    groups.setdefault(kind, _Group(*kind)).slots.append(slot)
                 else:
                     self._large.append(slot)
         self._small = list(groups.values())
         self._generation = self._training.generation
 
-    def _look_at_small(self, group: list[_Slot], failed: bool) -> list[tuple[nn.Module, str]]:
-        found = [(slot, tensor) for slot in group if (tensor := slot.tensor()) is not None and is_plain(tensor)]
-        if len(found) != len(group):
-            self._generation = -1  # a module died, or a buffer was taken out or moved: plan anew at the next step
-        if not found:
+    def _look_at_small(self, group: _Group, failed: bool) -> list[tuple[nn.Module, str]]:
+        tensors = group.now()
+        flat = None if tensors is None else _joined(tensors)
+        if flat is not None and tensors is not None and _is_finite(flat):
+            group.take(tensors, flat)
             return []
-        flat = _joined(found)
-        if flat is None:
-            self._generation = -1
-            return []
-        if is_finite(flat):
-            _take(found, flat)
-            return []
-        restored = [place for slot, _ in found for place in self._judge(slot, failed)]
-        found = [(slot, tensor) for slot, tensor in found if not slot.meant and is_finite(tensor)]
-        flat = _joined(found) if found else None
-        if flat is not None:
-            _take(found, flat)
+        group.hand_out()
+        group.tensors = []
+        restored = []
+        for slot in group.slots:
+            tensor = slot.tensor()
+            if flat is None:
+                self._generation = -1  # a module died, or a buffer was taken out or moved: plan anew at the next step
+            if tensor is None or not is_plain(tensor):
+                continue
+            restored += self._judge(slot, failed)
+            if not slot.meant and is_finite(tensor):
+                slot.learn(tensor)
+                slot.copy = tensor.detach().clone()
         return restored
 
     def _look_at_large(self, slot: _Slot, failed: bool) -> list[tuple[nn.Module, str]]:
@@ -164,19 +226,20 @@ class KeptBuffers:
         return [(module, slot.name)]
 
 
-def _joined(found: list[tuple[_Slot, Tensor]]) -> Tensor | None:
-    """All of them in one new tensor; None if they no longer are of one device and dtype."""
-    first = found[0][1]
-    if any(tensor.dtype is not first.dtype or tensor.device != first.device for _, tensor in found):
+def _joined(tensors: list[Tensor]) -> Tensor | None:
+    """All of them in one new tensor; None if they no longer are of one device."""
+    if len(tensors) == 1:
+        return tensors[0].detach().clone().reshape(-1)
+    try:
+        together: Tensor = _flattened(tensors)
+    except RuntimeError:
         return None
-    return torch.cat([tensor.detach().reshape(-1) for _, tensor in found])
+    return together
 
 
-def _take(found: list[tuple[_Slot, Tensor]], flat: Tensor) -> None:
-    """`flat` is the new copy of these buffers: each slot gets its part of it."""
-    for (slot, tensor), part in zip(found, flat.split([tensor.numel() for _, tensor in found]), strict=True):
-        copy = part.view(tensor.shape)
-        if not slot.is_norm and slot.looks < LOOKS:
-            slot.looks += 1
-            slot.changes += slot.copy is not None and slot.copy.shape == copy.shape and not torch.equal(slot.copy, copy)
-        slot.copy = copy
+def _is_finite(flat: Tensor) -> bool:
+    """Whether every element is finite. On the CPU by the operation that measured the gradients a moment ago; its squares may overflow where no
+    element does."""
+    if flat.is_cpu and flat.dtype.itemsize > 2 and math.isfinite(torch.dot(flat, flat).item()):
+        return True
+    return is_finite(flat)

@@ -20,6 +20,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
+from instrument.by_optimizer import ByOptimizer
 from instrument.guards.base import Function, Spelling, is_compiling, mimic
 from instrument.runtime import RUNTIME
 
@@ -28,7 +29,7 @@ class Counters:
     """How many steps each optimizer took and had skipped, and how many of them each schedule and average has counted."""
 
     def __init__(self) -> None:
-        self._steps: WeakKeyDictionary[Optimizer, tuple[int, int]] = WeakKeyDictionary()
+        self._steps: ByOptimizer[tuple[int, int]] = ByOptimizer()
         self._counted: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
         self._averaged: WeakKeyDictionary[nn.Module, weakref.ref[Optimizer]] = WeakKeyDictionary()
         self.held = 0
@@ -37,18 +38,21 @@ class Counters:
 
     def step_finished(self, optimizer: Optimizer, *, skipped: bool) -> None:
         """Count a step."""
-        taken, left_out = self._steps.get(optimizer, (0, 0))
+        key = id(optimizer)
+        if key not in self._steps:
+            self._steps.put(optimizer, (0, 0))
+        taken, left_out = self._steps[key]
         self.taken += not skipped
-        self._steps[optimizer] = (taken, left_out + 1) if skipped else (taken + 1, left_out)
+        self._steps[key] = (taken, left_out + 1) if skipped else (taken + 1, left_out)
 
     def rolled_back(self, optimizer: Optimizer) -> None:
         """The state is that of right after a step, before the script's call of its scheduler: that call is to come."""
-        taken, left_out = self._steps.get(optimizer, (0, 0))
-        self._steps[optimizer] = (taken + 1, left_out)
+        taken, left_out = self._steps.get(id(optimizer), (0, 0))
+        self._steps.put(optimizer, (taken + 1, left_out))
 
     def holds(self, counter: Any, optimizer: Optimizer) -> bool:
         """Whether this call of a schedule or an average is to be left out: all steps since its last one were skipped."""
-        now = self._steps.get(optimizer, (0, 0))
+        now = self._steps.get(id(optimizer), (0, 0))
         before = self._counted.get(counter)
         if before is not None and now[0] == before[0] and now[1] > before[1]:
             self.held += 1
@@ -62,7 +66,7 @@ class Counters:
         if known is not None and (optimizer := known()) is not None:
             return optimizer
         own = {id(p) for p in model.parameters()}
-        for optimizer in list(self._steps):
+        for optimizer in self._steps.optimizers():
             if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
                 self._averaged[average] = weakref.ref(optimizer)
                 return optimizer

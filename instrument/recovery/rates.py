@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from instrument.by_optimizer import ByOptimizer
 from latent_drift.config import StabilityConfig
 
 ROUNDING = 1e-6
@@ -56,7 +57,7 @@ class Rates:
         self._nonfinite = config.recovery.nonfinite_lr
         self._negative = config.recovery.negative_lr
         self._act = config.act
-        self._usable: WeakKeyDictionary[Optimizer, dict[int, float]] = WeakKeyDictionary()
+        self._usable: ByOptimizer[dict[int, float]] = ByOptimizer()
         self._before: WeakKeyDictionary[Optimizer, dict[int, float]] = WeakKeyDictionary()
         self._ceilings: WeakKeyDictionary[Optimizer, float] = WeakKeyDictionary()
         self._backoff: Backoff | None = None
@@ -79,9 +80,9 @@ class Rates:
 
     def lend(self, optimizer: Optimizer) -> tuple[Lent, list[Unusable]]:
         """Set the rates that this step is to use; returns what `take_back` needs, and what was unusable."""
-        usable = self._usable.get(optimizer)
+        usable = self._usable.get(id(optimizer))
         if usable is None:
-            usable = self._usable[optimizer] = {}
+            usable = self._usable.put(optimizer, {})
         ceiling = self._ceilings.get(optimizer, LARGEST) if self._ceilings else LARGEST
         lent: Lent = []
         found: list[Unusable] = []
@@ -112,7 +113,7 @@ class Rates:
         """The rate of the step under way made the update explode: from now on it, and any larger one, counts as unusable."""
         rates = [rate for group in optimizer.param_groups if (rate := _number(group.get("lr"))) is not None]
         self._ceilings[optimizer] = min(max(rates, default=LARGEST), self._ceilings.get(optimizer, LARGEST))
-        usable, before = self._usable.get(optimizer, {}), self._before.get(optimizer, {})
+        usable, before = self._usable.get(id(optimizer), {}), self._before.get(optimizer, {})
         for index, rate in list(usable.items()):
             if rate >= self._ceilings[optimizer]:
                 del usable[index]

@@ -66,7 +66,7 @@ class Recovery:
             self.rollback.before_step(run, optimizer)
         if self._outside.happened(optimizer):
             self._mend_state(run, optimizer)
-        return lent, any(found.used is None for found in unusable)
+        return lent, bool(unusable) and any(found.used is None for found in unusable)
 
     def _note_rate(self, run: Run, optimizer: Optimizer, found: Unusable) -> None:
         name = type(optimizer).__name__
@@ -121,7 +121,7 @@ class Recovery:
         failures = self._failures[optimizer] = self._failures.get(optimizer, 0) + 1
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         give_up = self._recover(run, optimizer, parameters, failures)
-        self._outside.after_step(optimizer)
+        self._outside.after_step(optimizer, failed=True)
         return give_up
 
     def failures_in_a_row(self, optimizer: Optimizer) -> int:

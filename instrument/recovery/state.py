@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from operator import attrgetter
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from instrument.by_optimizer import ByOptimizer
 from instrument.runtime import FLOATS, without_function_modes
 from latent_drift.numerics.finite import dense_values, is_finite
 
@@ -25,15 +25,44 @@ MOST_LOST = 0.5
 
 
 class _Seen:
-    """The state tensors of an optimizer, and their version counters after its latest step."""
+    """The state tensors of an optimizer, and the sum of their version counters: before its latest step, and by how much each step adds to it.
 
-    __slots__ = ("holder", "size", "tensors", "versions")
+    An optimizer writes equally often at every step, so what a step leaves need not be read after it: it is known before the next one, and a
+    write from outside shows as one too many. Only where steps differ (a parameter has no gradient now and then) is the sum read after each.
+    """
+
+    __slots__ = ("after", "before", "holder", "regular", "size", "tensors", "writes")
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.holder = optimizer.state
         self.size = len(optimizer.state)
         self.tensors = state_tensors(optimizer)
-        self.versions = list(map(_version, self.tensors))
+        self.after = self.count()
+        self.before: int | None = None
+        self.writes: int | None = None
+        self.regular = True
+
+    def count(self) -> int:
+        """The sum of the version counters now."""
+        return sum(map(_version, self.tensors))
+
+    def step_finished(self, *, failed: bool) -> None:
+        """The optimizer has written, unless its step failed and was left out or put back."""
+        if self.regular and self.before is not None and self.writes is not None and not failed:
+            self.after = self.before + self.writes
+            return
+        self.after = self.count()
+        if self.before is not None and not failed:
+            self.writes = self.after - self.before
+
+    def is_touched(self) -> bool:
+        """Whether there were other writes since the latest step."""
+        now = self.count()
+        touched = now != self.after
+        if touched:
+            self.regular = False  # somebody has written, or the step was another one than those before it
+        self.before = now
+        return touched
 
 
 def state_tensors(optimizer: Optimizer) -> list[Tensor]:
@@ -53,22 +82,22 @@ class OutsideWrites:
     """Whether anybody but the optimizer has written into its state since its latest step."""
 
     def __init__(self) -> None:
-        self._seen: WeakKeyDictionary[Optimizer, _Seen] = WeakKeyDictionary()
+        self._seen: ByOptimizer[_Seen] = ByOptimizer()
 
-    def after_step(self, optimizer: Optimizer) -> None:
+    def after_step(self, optimizer: Optimizer, *, failed: bool = False) -> None:
         """The optimizer has written: from here on, others."""
-        seen = self._seen.get(optimizer)
+        seen = self._seen.get(id(optimizer))
         if seen is None or seen.holder is not optimizer.state or seen.size != len(optimizer.state):
-            self._seen[optimizer] = _Seen(optimizer)
+            self._seen.put(optimizer, _Seen(optimizer))
         else:
-            seen.versions = list(map(_version, seen.tensors))
+            seen.step_finished(failed=failed)
 
     def happened(self, optimizer: Optimizer) -> bool:
         """True if the state may hold what no step put there; also before the first step that is seen."""
-        seen = self._seen.get(optimizer)
+        seen = self._seen.get(id(optimizer))
         if seen is None:
             return bool(optimizer.state)
-        return seen.holder is not optimizer.state or seen.size != len(optimizer.state) or list(map(_version, seen.tensors)) != seen.versions
+        return seen.holder is not optimizer.state or seen.size != len(optimizer.state) or seen.is_touched()
 
 
 @torch.no_grad()

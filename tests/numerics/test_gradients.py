@@ -150,3 +150,28 @@ def test_thresholds_must_be_positive(value):
         clip_by_global_norm_([torch.ones(2)], value)
     with pytest.raises(UsageError, match="positive"):
         clip_by_value_([torch.ones(2)], value)
+
+
+@pytest.mark.parametrize(("tensors", "elements"), [(1, 5), (3, 7), (50, 64), (53, 1400), (16, 2**13), (16, 2**13 + 1), (40, 2**14), (2, 2**17)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_norm_is_exact_to_a_few_parts_in_1e5_however_the_tensors_are_joined(tensors, elements, dtype):
+    generator = torch.Generator().manual_seed(tensors)
+    for make in (
+        lambda: torch.randn(elements, generator=generator),
+        lambda: torch.full((elements,), 0.1),
+        lambda: torch.rand(elements, generator=generator) ** 5,
+    ):
+        gradients = [make().to(dtype) for _ in range(tensors)]
+        exact = math.sqrt(math.fsum(float(g.double().square().sum()) for g in gradients))
+        assert global_norm(gradients) == pytest.approx(exact, rel=6e-5 if dtype is torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 60])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e30, 1e-30])
+def test_a_norm_says_what_is_there_where_squares_leave_the_range(count, value):
+    gradients = [torch.zeros(5) for _ in range(count)]
+    gradients[-1][2] = value
+    squares = sum(float((g * g).sum()) for g in gradients)
+    assert squares in (0.0, math.inf) or math.isnan(squares)  # negative control: the naive norm
+    found = global_norm(gradients)
+    assert math.isnan(found) if math.isnan(value) else found == pytest.approx(abs(value))
