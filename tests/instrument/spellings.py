@@ -1,7 +1,6 @@
 """python -m tests.instrument.spellings: every guarded spelling by hazard, and the tests that take it as their parameter, as a Markdown table.
 
-The tests are those of tests/instrument/guards that pytest collects, so the table cannot claim one that is not run. Spellings without such a test are
-named below it: they have tests of their own by name (square, attention, backward), or no gradient that could be at fault (acosh_ and its like).
+The tests are those of tests/instrument/guards that pytest collects, so the table cannot claim one that is not run; a spelling without one is named below.
 """
 
 from __future__ import annotations
