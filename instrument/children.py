@@ -13,14 +13,11 @@ import contextlib
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
@@ -31,6 +28,7 @@ from instrument.report import recording
 from instrument.report.rank import process_rank
 from instrument.run import Run
 from instrument.session import stable
+from instrument.termination import before_termination
 from latent_drift.config import StabilityConfig
 
 FOLDER = "children"
@@ -48,7 +46,8 @@ class Guarded:
         try:
             with stable(self.config) as run:
                 is_rank = _Remembered(run)
-                _write_when_terminated(run, self.report, is_rank)
+                # `torch.multiprocessing.spawn` ends the others with SIGTERM when one fails: what they did is written before they die of it.
+                before_termination([run.circumstances.end, lambda how: _tell(run, self.report, is_rank())])
                 try:
                     return self.body(*args, **kwargs)
                 except BaseException as error:
@@ -86,24 +85,6 @@ def _tell(run: Run, report: str | None, is_rank: bool) -> None:
             recording.write(recording.of_run(run, None), Path(report) / FOLDER / f"{name}-{os.getpid()}")
     except OSError as error:
         sys.stderr.write(f"error: what process {os.getpid()} did could not be written below {report}: {error.strerror}\n")
-
-
-def _write_when_terminated(run: Run, report: str | None, is_rank: _Remembered) -> None:
-    """`torch.multiprocessing.spawn` ends the others with SIGTERM when one fails: what they did is written before they die of it."""
-    handler = signal.getsignal(signal.SIGTERM)
-    inherited = getattr(handler, "__module__", "").startswith("instrument.")
-    if threading.current_thread() is not threading.main_thread() or not (handler is signal.SIG_DFL or inherited):
-        return
-
-    def terminated(number: int, frame: FrameType | None) -> None:
-        try:
-            run.circumstances.end(f"was ended from outside ({signal.Signals(number).name})")
-            _tell(run, report, is_rank())
-        finally:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    signal.signal(signal.SIGTERM, terminated)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from instrument.guards.kept_parameters import KeptParameters
 from instrument.history import History
 from instrument.layer_norms import LayerNorms
 from instrument.locate.births import Birth, Births
+from instrument.locate.compiled import CompiledFunction
 from instrument.locate.search import Search
 from instrument.locate.signs import Signs
 from instrument.policy import Policy
@@ -367,6 +368,7 @@ class Run:
             **self.recovery.facts(),
             "watched_steps": self.search.watch.steps,
             "not_watched": [asdict(function) for function in self.search.compiled.unseen],
+            "not_in_float32": [asdict(function) for function in self._half_in_compiled()],
             "first_cause": None if cause is None else cause.where,
             "first_cause_code": None if cause is None else cause.code,
             "events": len(self.log),
@@ -376,6 +378,11 @@ class Run:
             "foreign_patches": list(self.foreign_patches),
             **self.circumstances.facts(),
         }
+
+    def _half_in_compiled(self) -> tuple[CompiledFunction, ...]:
+        """Compiled functions of a run in which half precision is asked to be widened: `softmax.upcast`, or `amp.float32_ops` under a loss scale."""
+        asked = self.policy.upcast or (self.policy.act and self.scaled_loss is not None and bool(self.config.amp.float32_ops))
+        return self.search.compiled.functions if asked else ()
 
     def save(self, folder: str | Path) -> Path:
         """Write events.jsonl, timeline.jsonl, summary.json and report.html into `folder` (made if missing); returns the folder.

@@ -17,15 +17,17 @@ class Runtime:
     """The one mutable place that guards read.
 
     `active` is False when no `stable()` block is open: stand-ins that somebody still holds then only call through.
-    `run` is the innermost open block's; `bounds` its argument bounds for code under compilation, None where nothing may be altered.
+    `run` is the innermost open block's. For code under compilation: `bounds` are its argument bounds, None where nothing may be altered, and
+    `upcast` says whether softmax and attention compute in float32.
     """
 
-    __slots__ = ("active", "bounds", "run")
+    __slots__ = ("active", "bounds", "run", "upcast")
 
     def __init__(self) -> None:
         self.active = False
         self.run: Run = None  # type: ignore[assignment]  # read only while active
         self.bounds: dict[str, dict[torch.dtype, float]] | None = None
+        self.upcast = False
 
 
 RUNTIME = Runtime()
@@ -35,6 +37,7 @@ QUIET: set[int] = set()
 looks."""
 
 FLOATS = frozenset(FLOAT_DTYPES)
+HALVES = frozenset(dtype for dtype in FLOAT_DTYPES if dtype.itemsize == 2)
 PLAIN_TYPES: frozenset[type] = frozenset({Tensor, nn.Parameter})
 
 _dispatch_keys = torch._C._dispatch_keys

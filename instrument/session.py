@@ -207,8 +207,10 @@ def _activate() -> None:
     if _OPEN:
         RUNTIME.run = _OPEN[-1]
         RUNTIME.bounds = RUNTIME.run.armed.exp_bounds if RUNTIME.run.policy.act else None
+        RUNTIME.upcast = RUNTIME.run.policy.upcast
     else:
         RUNTIME.bounds = None
+        RUNTIME.upcast = False
 
 
 def _frames(frame: FrameType | None) -> Iterator[FrameType]:

@@ -12,9 +12,10 @@ from types import FrameType
 def before_termination(acts: Sequence[Callable[[str], object]]) -> None:
     """On SIGTERM call each of `acts` with how the run ended, then die of the signal as the script would have.
 
-    A script that handles the signal itself is left alone, and so are child processes that inherit this one's handlers.
+    A script that handles the signal itself is left alone. A child process that inherits this one's handler does none of this one's acts; it may
+    have acts of its own.
     """
-    if not acts or threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if not acts or threading.current_thread() is not threading.main_thread() or not _is_free(signal.getsignal(signal.SIGTERM)):
         return
     owner = os.getpid()
 
@@ -27,4 +28,10 @@ def before_termination(acts: Sequence[Callable[[str], object]]) -> None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
+    terminated.owner = owner  # type: ignore[attr-defined]
     signal.signal(signal.SIGTERM, terminated)
+
+
+def _is_free(handler: object) -> bool:
+    """Whether nobody in this process has asked to handle the signal: one of ours that a fork brought along belongs to the parent."""
+    return handler is signal.SIG_DFL or getattr(handler, "owner", os.getpid()) != os.getpid()

@@ -20,8 +20,8 @@ from torch.autograd import forward_ad
 from instrument.guards.base import Function
 from instrument.runtime import PLAIN_TYPES, without_function_modes
 
-Told = Callable[[int], None]
-"""Called with the number of elements of a gradient that were set to 0."""
+Told = Callable[[Tensor], None]
+"""Called with the elements of a gradient that were set to 0 (bool, of its shape); there is at least one."""
 
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # type: ignore[attr-defined]
 _dispatch_keys = torch._C._dispatch_keys
@@ -55,12 +55,12 @@ class _Filter(torch.autograd.Function):
             if not _is_readable(gradient):
                 return torch.where(at & ~torch.isfinite(gradient), 0.0, gradient), None, None
             bad = at & ~torch.isfinite(gradient.detach())
-            count = int(bad.sum())
+            any_bad = bool(bad.any())
             if torch.is_grad_enabled():
                 gradient = _Filter.apply(gradient, at, ctx.told)  # type: ignore[no-untyped-call]
-            if count == 0:
+            if not any_bad:
                 return gradient, None, None
-            ctx.told(count)
+            ctx.told(bad)
             return torch.where(bad, 0.0, gradient), None, None
 
 

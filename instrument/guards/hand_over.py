@@ -45,8 +45,9 @@ def call_on(stand_in: Function, original: Function, args: tuple[Any, ...], kwarg
     return original(*args, **kwargs)
 
 
-def judging(original: Function, spelling: Spelling, judge: Judge) -> Function:
-    """The stand-in of a guard that judges a result: calls the original as the script did, and gives what `judge` makes of it.
+def judging(original: Function, spelling: Spelling, judge: Judge, compiled: Function | None = None) -> Function:
+    """The stand-in of a guard that judges a result: calls the original as the script did, and gives what `judge` makes of it. `compiled` takes the
+    place of the original in code that Dynamo reads, where nothing can be judged.
 
     Inside a library optimizer's own update nothing is judged here: the step guard judges that by its outcome. A closure's forward and backward are
     the script's, and so is the update of an optimizer that the script itself defines: a fault in it has a line of its own.
@@ -54,7 +55,9 @@ def judging(original: Function, spelling: Spelling, judge: Judge) -> Function:
 
     @mimic(original, spelling)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        if is_traced() or not RUNTIME.active or (QUIET and not _grad_enabled()):
+        if is_traced():
+            return (compiled or original)(*args, **kwargs)
+        if not RUNTIME.active or (QUIET and not _grad_enabled()):
             return original(*args, **kwargs)
         if is_handled(args) or (kwargs and is_handled((*kwargs.values(),))):
             if is_foreign(args, kwargs):

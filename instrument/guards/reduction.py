@@ -57,7 +57,7 @@ class AbstractReductionGuard(AbstractResultGuard):
             rows = self.rows(call, x.detach(), out.detach()) | bad
             if bool(rows.any()):
                 behind = elements_of_rows(rows, x, dims)
-                told = self.told(call, x, site)
+                told = self.told(call, x, site, elements_of_rows(broken & ~bad, x, dims))
                 inner = again(call.original, call.args, call.kwargs, {call.key(0, self.operand_name): filtered(x, behind, told)})
                 inners = inner if isinstance(inner, tuple) else (inner,)
                 flags = [rows if rows.shape == o.shape else torch.ones_like(o, dtype=torch.bool) for o in outs]

@@ -180,15 +180,24 @@ class AbstractResultGuard(AbstractGuard):
         what = f"{self.message(call)}: {int(bad.sum())} of {bad.numel()} elements of the result were not finite and were bounded"
         RUNTIME.run.note(self.code_for(call), "bounded", call.op, message=what, x=x if isinstance(x, Tensor) else None, site=site, fired=True)
 
-    def told(self, call: Call, x: Any, site: Any) -> Told:
-        """Says that a gradient was neutralised, once one really arrives: a graph that nobody differentiates is no finding."""
+    def told(self, call: Call, x: Any, site: Any, came_in: Tensor | None = None) -> Told:
+        """Says that a gradient was neutralised, once one really arrives: a graph that nobody differentiates is no finding.
+
+        Args:
+            came_in: the elements made of a number that was not finite before this operation (bool). Where those alone were neutralised, the
+                operation is not at fault: that is a consequence of whatever made the number.
+        """
         code, op, message = self.code_for(call), call.op, self.message(call)
         detached = x.detach() if isinstance(x, Tensor) else None
 
-        def say(count: int) -> None:
-            if RUNTIME.active:
-                what = f"{message}: {count} elements of its gradient would be NaN or Inf and were set to 0"
-                RUNTIME.run.note(code, "neutralised", op, site=site, x=detached, message=what, fired=True)
+        def say(bad: Tensor) -> None:
+            if not RUNTIME.active:
+                return
+            done = f"{int(bad.sum())} elements of its gradient would be NaN or Inf and were set to 0"
+            if came_in is not None and came_in.shape == bad.shape and not bool((bad & ~came_in).any()):
+                RUNTIME.run.note("NS506", "neutralised", op, site=site, x=detached, message=f"{op} of numbers that are NaN or Inf already: {done}")
+            else:
+                RUNTIME.run.note(code, "neutralised", op, site=site, x=detached, message=f"{message}: {done}", fired=True)
 
         return say
 
@@ -215,7 +224,8 @@ class AbstractElementwiseGuard(AbstractResultGuard):
         if any(v.is_complex() or (v.is_floating_point() and not (is_plain(v) and v.is_cpu)) for v in tensors):
             return out
         plain = tuple(v.detach() if isinstance(v, Tensor) else v for v in values)
-        bad = ~torch.isfinite(out.detach())
+        broken = ~torch.isfinite(out.detach())
+        bad = broken
         for value in plain:
             if isinstance(value, Tensor):
                 bad = bad & torch.isfinite(value)
@@ -229,7 +239,7 @@ class AbstractElementwiseGuard(AbstractResultGuard):
             at = self.edge(call.op, plain, out.detach()).expand_as(out)
             at = at | bad if any_bad else at
             if bool(at.any()):
-                result = self._filtered(call, values, at, self.told(call, shown, site))
+                result = self._filtered(call, values, at, self.told(call, shown, site, broken & ~bad))
         if any_bad and self.bounds_forward(site):
             self.note_bounded(call, bad, shown, site)
             finite = RUNTIME.run.armed.within(self.bounded(call.op, plain, out.detach(), bad))

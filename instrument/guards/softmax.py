@@ -16,7 +16,7 @@ from torch import Tensor
 from instrument.guards.base import AbstractGuard, Function, Spelling, is_traced, mimic, spelled
 from instrument.guards.hand_over import call_on, is_foreign, is_handled, judging
 from instrument.guards.result import total
-from instrument.runtime import RUNTIME, is_plain, is_plain_on_cpu
+from instrument.runtime import HALVES, RUNTIME, is_plain, is_plain_on_cpu
 
 _SMALL = 32_768  # elements: adding up so many takes no longer than slicing
 
@@ -45,7 +45,7 @@ class SoftmaxGuard(AbstractGuard):
             told = total(out if dim is None or size <= _SMALL else out.detach().select(dim, 0))
             return out if told == told else _mended(original, op, out, args, kwargs)
 
-        return judging(original, spelling, judge)
+        return judging(original, spelling, judge, _compiled(original))
 
 
 class AttentionPrecisionGuard(AbstractGuard):
@@ -58,15 +58,38 @@ class AttentionPrecisionGuard(AbstractGuard):
         return spelled("scaled_dot_product_attention", (torch.nn.functional, "scaled_dot_product_attention"))
 
     def stand_in(self, original: Function, spelling: Spelling) -> Function:
+        compiled = _compiled(original)
+
         @mimic(original, spelling)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            if is_traced() or not RUNTIME.active:
+            if is_traced():
+                return compiled(*args, **kwargs)
+            if not RUNTIME.active:
                 return original(*args, **kwargs)
             if is_handled(args) and is_foreign(args, kwargs):
                 return call_on(guarded, original, args, kwargs)
             return _upcast(original, args, kwargs) if RUNTIME.run.policy.upcast else original(*args, **kwargs)
 
         return guarded
+
+
+def _compiled(original: Function) -> Function:
+    """The pure tensor part for code that Dynamo reads: with `softmax.upcast` the call in float32, its result rounded; else the original."""
+
+    def upcast(*args: Any, **kwargs: Any) -> Any:
+        x: Any = args[0] if args else kwargs.get("input", kwargs.get("query"))
+        if not RUNTIME.upcast or not isinstance(x, Tensor) or x.dtype not in HALVES or x.device.type == "meta":
+            return original(*args, **kwargs)
+        if kwargs.get("out") is not None or kwargs.get("dtype") is not None or any(isinstance(v, torch.dtype) for v in args):
+            return original(*args, **kwargs)
+        wide = {name: _wide(v) for name, v in kwargs.items()}
+        return original(*[_wide(v) for v in args], **wide).to(x.dtype)
+
+    return upcast
+
+
+def _wide(value: Any) -> Any:
+    return value.to(torch.float32) if isinstance(value, Tensor) and value.dtype in HALVES else value
 
 
 def _upcast(original: Function, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any = None) -> Any:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from instrument.recovery.state import state_tensors
-from instrument.runtime import FLOATS
+from instrument.runtime import HALVES
 from latent_drift.config import StabilityConfig
 from latent_drift.numerics.finite import is_finite
 
@@ -24,8 +24,6 @@ HUGE_NORM = 1e18
 """A gradient norm whose square nears the end of float32 (3.4e38): second moments overflow there, silently, and their elements never move again."""
 
 OUR_HOOKS = 1
-
-HALVES = frozenset(dtype for dtype in FLOATS if dtype.itemsize == 2)
 
 
 def is_risky(optimizer: Optimizer, norm: float, config: StabilityConfig, *, first: bool) -> bool:

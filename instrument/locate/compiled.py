@@ -57,6 +57,9 @@ class Compiled:
     def failed(self) -> None:
         """A step failed: what was compiled up to now is remembered, since its code may be gone when the report is written."""
         self._failed = True
+        self._look()
+
+    def _look(self) -> None:
         for record in _records():
             code = None if id(record) in self._before else record()
             function = None if code is None else _function(_original(code))
@@ -68,6 +71,10 @@ class Compiled:
     @property
     def unseen(self) -> tuple[CompiledFunction, ...]:
         """What could not be seen, in order of file and line; empty for a run in which no step failed."""
-        if self._failed:
-            self.failed()
+        return self.functions if self._failed else ()
+
+    @property
+    def functions(self) -> tuple[CompiledFunction, ...]:
+        """All that was compiled since the run began and is known, in order of file and line."""
+        self._look()
         return tuple(sorted(self._found.values()))

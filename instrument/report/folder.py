@@ -183,7 +183,10 @@ def _joined(recordings: Sequence[Recording], missing: Sequence[int]) -> Report:
         **first.facts,
         **{key: max(one.facts[key] for one in recordings) for key in ("steps", "skipped", "clipped")},
         **{key: sum(one.facts.get(key, 0) for one in recordings) for key in ("interventions", "events", "events_dropped")},
-        "not_watched": list({tuple(entry.values()): entry for one in recordings for entry in one.facts.get("not_watched", ())}.values()),
+        **{
+            key: list({tuple(entry.values()): entry for one in recordings for entry in one.facts.get(key, ())}.values())
+            for key in ("not_watched", "not_in_float32")
+        },
         "state": next(iter(states))
         if len(states) == 1
         else "; ".join(f"rank {one.rank}: {one.facts.get('state', 'finished')}" for one in recordings),

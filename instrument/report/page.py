@@ -15,7 +15,7 @@ from instrument.events import CONSEQUENCES, Event
 from instrument.report import heatmap, timeline
 from instrument.report.fixes import FileDiff, Fixes, Hunk
 from instrument.report.sources import excerpt
-from instrument.report.terminal import UNSEEN, input_range, not_watched, place, span
+from instrument.report.terminal import input_range, place, span, unreached
 from patches.findings import FINDINGS, Finding
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _watched(report: Report) -> tuple[list[str], list[str]]:
         unseen.append(f"Nothing was left by rank {', '.join(map(str, facts['silent_ranks']))}: the process ended before it could write.")
     if facts.get("foreign_patches"):
         unseen.append(f"Somebody else replaced {', '.join(facts['foreign_patches'])} while the run went on.")
-    unseen += [f"{UNSEEN[0].upper()}{UNSEEN[1:]}: {entry}." for entry in not_watched(facts)]
+    unseen += [f"{text[0].upper()}{text[1:]}." for text in unreached(facts)]
     unseen += [
         "Compiled code (torch.compile, torch.export) keeps the bounds of the exponentials; its other operations were not looked at.",
         "Calls made inside C++, child processes without a guard of their own, and plain local variables that hold a torch function.",

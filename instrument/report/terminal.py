@@ -18,6 +18,7 @@ _NARROWEST_TEXT = 16
 """Columns below which prose is not wrapped any further."""
 
 UNSEEN = "compiled code was not watched inside"
+NOT_WIDENED = "compiled code: softmax.upcast reaches torch.softmax there, not Tensor's methods nor torch.nn.functional, and amp.float32_ops nothing"
 
 _OTHER_CELLS = 2 + 2 + 5 + 2 + 20 + 2 + 11 + 2 + 6 + 2 + 9
 """Columns of a row beside its place."""
@@ -124,8 +125,8 @@ def summary_table(
         out.text("remedies", 2)
         for code in dict.fromkeys(e.code for e in events):
             out.text(f"{code}: {FINDINGS[code].remedy}", 4 if narrow else 6)
-    for entry in not_watched(facts):
-        out.whole(f"{UNSEEN}: {entry}", 2)
+    for text in unreached(facts):
+        out.whole(text, 2)
     out.text(counts(facts), 2)
     return "\n".join(out.lines)
 
@@ -172,9 +173,13 @@ def _first_cause(out: _Layout, cause: Event, sources: Mapping[str, Lines], narro
         out.whole(f"{'>' if number == cause.line else ' '} {number:>5} | {text}", 2 if narrow else 6)
 
 
-def not_watched(facts: Mapping[str, Any]) -> list[str]:
-    """`file:line name` of each function that ran as compiled code in a run that failed."""
-    return [f"{shown_path(function['file'])}:{function['line']} {function['name']}" for function in facts.get("not_watched", ())]
+def unreached(facts: Mapping[str, Any]) -> list[str]:
+    """What was not reached in each function that ran as compiled code, with its `file:line name`."""
+    return [
+        f"{said}: {shown_path(function['file'])}:{function['line']} {function['name']}"
+        for key, said in (("not_watched", UNSEEN), ("not_in_float32", NOT_WIDENED))
+        for function in facts.get(key, ())
+    ]
 
 
 def counts(facts: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """python -m tests.instrument.spellings: every guarded spelling by hazard, and the tests that take it as their parameter, as a Markdown table.
 
-The tests are those of tests/instrument/guards that pytest collects, so the table cannot claim one that is not run; a spelling without one is named below.
+The tests are those of tests/instrument/guards that pytest collects, so the table cannot claim one that is not run. A spelling without one is named
+below it.
 """
 
 from __future__ import annotations

@@ -66,3 +66,15 @@ def test_outside_of_the_main_thread_and_with_nothing_to_do_nothing_is_installed(
     thread.join()
     before_termination([])
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_child_process_may_have_acts_of_its_own_in_place_of_those_it_inherits(handlers, tmp_path):
+    before_termination([lambda state: (tmp_path / "parents").write_text(state)])
+
+    def child():
+        before_termination([lambda state: (tmp_path / "childs").write_text(state)])
+        before_termination([lambda state: (tmp_path / "second").write_text(state)])  # this process has its handler by now
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert _end_of(child) == -signal.SIGTERM
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["childs"]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import instrument
-from instrument.report.terminal import UNSEEN
+from instrument.report.terminal import NOT_WIDENED, UNSEEN
 
 
 class Model(nn.Module):
@@ -110,3 +110,48 @@ def test_dynamo_is_not_imported_for_it():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "() True\n"
+
+
+def attend(x):
+    return torch.softmax(x, -1) + torch.log_softmax(x, -1)
+
+
+HALF_ROWS = torch.tensor([[1.0, 2.0, 3.0], [0.1, 4.0, -2.0]], dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("when", ["before", "inside"])
+def test_upcast_holds_in_compiled_code_that_calls_torch_by_name_and_ends_with_the_block(backend, when):
+    compiled = torch.compile(attend, backend=backend, fullgraph=True)
+    plain = attend(HALF_ROWS)
+    rounded_once = HALF_ROWS.float().softmax(-1).bfloat16() + HALF_ROWS.float().log_softmax(-1).bfloat16()
+    assert not torch.equal(plain, rounded_once), "negative control"
+    if when == "before":
+        assert torch.equal(compiled(HALF_ROWS), plain)
+    with instrument.stable(profile="guard", softmax={"upcast": True}) as run:
+        assert torch.equal(compiled(HALF_ROWS), rounded_once)
+    assert torch.equal(compiled(HALF_ROWS), plain)
+    with instrument.stable(profile="guard"):
+        assert torch.equal(compiled(HALF_ROWS), plain)
+    assert run.events == ()
+
+
+def by_method(x):
+    return x.log_softmax(-1)
+
+
+def test_the_report_says_where_upcast_does_not_reach_into_compiled_code(tmp_path):
+    compiled = torch.compile(by_method, backend="aot_eager", fullgraph=True)
+    with instrument.stable(profile="guard", softmax={"upcast": True}) as run:
+        compiled(HALF_ROWS)
+    with instrument.stable(profile="guard") as not_asked:
+        compiled(HALF_ROWS)
+    expected = {"file": __file__, "line": line_of(by_method), "name": "by_method"}
+    assert run.facts()["not_in_float32"] == [expected]
+    (said,) = [line for line in run.summary().splitlines() if NOT_WIDENED in line]
+    assert said.strip().endswith(f"test_compiled.py:{expected['line']} by_method")
+    run.save(tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["not_in_float32"] == [expected]
+    assert f"test_compiled.py:{expected['line']} by_method" in (tmp_path / "report.html").read_text()
+    assert not_asked.facts()["not_in_float32"] == []
+    assert NOT_WIDENED not in not_asked.summary()
