@@ -157,7 +157,7 @@ def test_published_statistic_has_the_size_that_the_audit_measured() -> None:
 
     def measured(weighted: bool) -> list[float]:
         values = []
-        for seed in (0, 1, 2):
+        for seed in (0, 1):
             torch.manual_seed(seed)
             model = DeterministicLatentODE(**MAIN_SIZES, num_slices=16, legacy_compat=True)
             test = model.latent_test.univariate_test
@@ -210,9 +210,9 @@ def test_every_parameter_learns() -> None:
 def test_prior_of_z0_learns_where_z0_is() -> None:
     model = small()
     optimizer = torch.optim.Adam(model.p_init_distr.parameters(), lr=0.05)
-    tokens = batch(64, 2)
-    tokens[:, 0] = torch.randint(0, 30, (64,), generator=torch.Generator().manual_seed(0))  # so that z_0 varies
-    for _ in range(200):
+    tokens = batch(32, 2)
+    tokens[:, 0] = torch.randint(0, 30, (32,), generator=torch.Generator().manual_seed(0))  # so that z_0 varies
+    for _ in range(120):
         optimizer.zero_grad()
         model(tokens)[0].backward()
         optimizer.step()

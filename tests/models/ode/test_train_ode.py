@@ -66,9 +66,9 @@ def test_weight_of_normality_warms_up_linearly_over_ten_thousand_steps() -> None
 
 def test_it_learns_and_says_what_it_did() -> None:
     seen: list[OdeStep] = []
-    training = train_ode(small(), loader(), 60, "cpu", sample_every=25, on_step=seen.append)
+    training = train_ode(small(), loader(), 50, "cpu", sample_every=25, on_step=seen.append)
     assert seen == training.steps
-    assert [s.step for s in training.steps] == list(range(60))
+    assert [s.step for s in training.steps] == list(range(50))
     assert sum(s.recon for s in training.steps[-10:]) / 10 < 0.6 * training.steps[0].recon
     assert training.loss == training.steps[-1].loss
     assert training.stats == {"recon": seen[-1].recon, "latent_ep": seen[-1].latent_ep, "ode_reg": seen[-1].ode_reg}
@@ -180,15 +180,15 @@ def test_learning_rates_ten_and_a_hundred_times_too_high_still_learn(lr: float) 
 
 @cache
 def recon_in_float32() -> float:
-    """Where 20 steps end in plain float32."""
-    return train_ode(small(), loader(), 20, "cpu", sample_every=0).steps[-1].recon
+    """Where 10 steps end in plain float32."""
+    return train_ode(small(), loader(), 10, "cpu", sample_every=0).steps[-1].recon
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_precisions_of_the_forward_pass_end_near_float32(precision: str) -> None:
     torch.manual_seed(0)
     model = small()
-    training = train_ode(model, loader(), 20, "cpu", precision=precision, sample_every=0)
+    training = train_ode(model, loader(), 10, "cpu", precision=precision, sample_every=0)
     assert training.skipped == 0
     assert parameters_are_finite(model)
     assert training.steps[-1].recon == pytest.approx(recon_in_float32(), rel=0.05)
@@ -206,7 +206,7 @@ def test_weights_of_every_dtype_train(dtype: torch.dtype) -> None:
             naive(tokens)[0].backward()
             optimizer.step()
         assert not parameters_are_finite(naive)  # the negative control: Adam's epsilon is 0 in float16
-    training = train_ode(model, loader(), 20, "cpu", sample_every=0)
+    training = train_ode(model, loader(), 10, "cpu", sample_every=0)
     assert training.steps[-1].recon == pytest.approx(recon_in_float32(), rel=0.05)
     assert all(p.dtype == dtype for p in model.parameters())
     assert training.skipped == 0
