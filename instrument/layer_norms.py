@@ -166,11 +166,15 @@ def _cell(values: array[float] | None, row: int) -> float | None:
 def _norms(gradients: Sequence[Tensor | None]) -> list[float]:
     """The norm of each gradient, of a DTensor that of this process's part: no process waits for another here."""
     with torch.no_grad(), without_function_modes():
-        values = [dense_values(g) for g in gradients if g is not None]
+        values = [
+            g if type(g) is Tensor and g.layout is torch.strided and not g.is_complex() else dense_values(g) for g in gradients if g is not None
+        ]
         if not values:
             return []
         try:
-            norms = torch.stack(torch._foreach_norm(values, dtype=torch.float32 if values[0].dtype.itemsize == 2 else None)).tolist()
+            taken = torch._foreach_norm(values, dtype=torch.float32 if values[0].dtype.itemsize == 2 else None)
+            # From an accelerator they come in one read; on the CPU, reading each costs less than joining them.
+            norms = [norm.item() for norm in taken] if values[0].is_cpu else torch.stack(taken).tolist()
         except (RuntimeError, NotImplementedError):  # several devices or dtypes
             norms = [math.nan] * len(values)
         # what is not finite may be squares that overflowed

@@ -305,6 +305,11 @@ class Run:
         """This loss carries a GradScaler's factor: an overflow in it or in its gradients is the scaler's search, no anomaly."""
         self.scaled_loss = weakref.ref(loss)
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether an optimizer that is still alive has finished a step in this run."""
+        return bool(self._optimizer_steps)
+
     def is_first_step(self, optimizer: torch.optim.Optimizer) -> bool:
         """True until `optimizer` has finished a step in this run."""
         return id(optimizer) not in self._optimizer_steps

@@ -156,7 +156,7 @@ def _nobody_steps(run: Run, roots: Sequence[Any]) -> bool:
     """
     _find_optimizers(run)
     run.backward_calls += 1
-    if not run.optimizers:
+    if not run.has_steps and not run.optimizers:
         return True
     if run.backward_calls > _COVERED_LOOKS:
         return run.updates_by_hand
