@@ -162,7 +162,7 @@ def _attribute_sites(source: Source, node: cst.Attribute, bound: Bound) -> Itera
     bindings = flow.attribute_values(source, node)
     computed = [b for b in bindings if b.kind == "assign" and b.value is not None and not _is_leaf(source, b.value)]
     text = f"self.{node.attr.value}"
-    if bindings and len(computed) == len(bindings):
+    if bindings and len(computed) == len(bindings) and not any(_mentions(b.value, text) for b in computed):
         for binding in computed:
             yield AddLines(binding.node, (f"{text} = {bound(text)}",), "after")
         return
@@ -186,6 +186,13 @@ def _attribute_sites(source: Source, node: cst.Attribute, bound: Bound) -> Itera
     yield AddLines(statement, (f"{name} = {bound(text)}",), "before")
     for read in reads:
         yield Replace(read, name)
+
+
+def _mentions(node: cst.CSTNode | None, text: str) -> bool:
+    """Whether an expression reads the attribute: a value made of itself cannot be seen to be bounded, so it is bounded where it is read."""
+    if node is None:
+        return False
+    return (isinstance(node, cst.Attribute) and dotted_name(node) == text) or any(_mentions(child, text) for child in node.children)
 
 
 def _is_inner(source: Source, read: cst.Attribute) -> bool:

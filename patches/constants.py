@@ -27,6 +27,15 @@ def number(source: Source, node: cst.CSTNode | None, depth: int = 0, *, defaults
         return None
     if isinstance(node, (cst.Integer, cst.Float)):
         return float(node.evaluated_value)
+    memo: dict[tuple[cst.CSTNode, bool], float | None] = source.memo.setdefault("numbers", {})
+    key = (node, defaults)
+    if key not in memo:
+        memo[key] = None  # what is made of itself (`self.s = self.s.clamp(max=c)`) is no constant
+        memo[key] = _number(source, node, depth, defaults)
+    return memo[key]
+
+
+def _number(source: Source, node: cst.CSTNode, depth: int, defaults: bool) -> float | None:
     if isinstance(node, cst.UnaryOperation):
         inner = number(source, node.expression, depth + 1, defaults=defaults)
         if inner is None:
@@ -49,7 +58,7 @@ def number(source: Source, node: cst.CSTNode | None, depth: int = 0, *, defaults
 
 def _binary(source: Source, node: cst.BinaryOperation, depth: int, defaults: bool) -> float | None:
     left = number(source, node.left, depth + 1, defaults=defaults)
-    right = number(source, node.right, depth + 1, defaults=defaults)
+    right = number(source, node.right, depth + 1, defaults=defaults) if left is not None else None
     if left is None or right is None:
         return None
     try:

@@ -25,8 +25,10 @@ __all__ = ["TENSOR_ONLY_METHODS", "Environment", "Value", "dtype_name", "is_othe
 
 _DEPTH = 24
 _NO_CYCLE = 1 << 30
-_STEPS = 2_000
+_STEPS = 1_000
 """Expressions looked at for one question. Chains of branches that rebind one name are exponential; beyond this the answer is: unknown."""
+_FILE_STEPS, _FEW_STEPS = 20_000, 100
+"""And for a file (an ordinary one of a thousand lines takes a few thousand); one that has used them up gets short answers from then on."""
 _BOUNDING = re.compile(r"(?i)clamp|clip(?!_grad)|bound|squash|saturat")
 """Helpers from elsewhere that say by name that they bound their argument."""
 
@@ -93,13 +95,16 @@ class _Evaluation:
         self.active: dict[cst.CSTNode, int] = {}
         self.lowest = _NO_CYCLE
         self.calls = 0
-        self.steps = [_STEPS]  # shared with the evaluations of helpers
+        spent: list[int] = source.memo.setdefault("steps", [0])
+        self.steps = [_STEPS if spent[0] < _FILE_STEPS else _FEW_STEPS]  # shared with the evaluations of helpers
+        self.spent = spent
 
     def of(self, node: cst.BaseExpression) -> Value:
         if node in self.memo:
             return self.memo[node]
         depth = len(self.active)
         self.steps[0] -= 1
+        self.spent[0] += 1
         if self.steps[0] < 0:
             self.lowest = 0
             return UNKNOWN
