@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latent_drift.errors import UsageError
+from latent_drift.models.fused_flow import fused_flow
 from latent_drift.models.sizes import require_size
 from latent_drift.models.soft_bound import soft_bound
 from latent_drift.models.time_features import TimeAwareTransform, embed_time, require_time_dim, time_frequencies
@@ -18,6 +19,8 @@ from latent_drift.numerics.bounds import soft_clamp
 DEFAULT_SCALE_RANGE = 3.0
 """Largest log-scale of one layer as published."""
 
+EDGE = 2.0
+"""Magnitude of raw / scale_range up to which the bound of the log-scale is tanh alone."""
 
 FARTHEST_SEEN = 10.0
 """Magnitude beyond which the networks see no difference: ten standard deviations of the latents they are for."""
@@ -95,7 +98,7 @@ class CouplingLayer(nn.Module):
         seen = (x if self.legacy_compat else F.hardtanh(x, -FARTHEST_SEEN, FARTHEST_SEEN)) * self.mask
         raw: Tensor = self.transform_net(torch.cat([seen, time_feat], dim=-1)).to(x.dtype)
         ratio, shift = (raw * self._gates()).chunk(2, dim=-1)
-        log_scale = self.scale_range * torch.tanh(ratio if self.legacy_compat else soft_bound(ratio))
+        log_scale = self.scale_range * torch.tanh(ratio if self.legacy_compat else soft_bound(ratio, -EDGE, EDGE))
         if reverse:
             return self._in_range((x - shift) * torch.exp(-log_scale)), -log_scale.sum(dim=-1)
         y = x * torch.exp(log_scale) + shift  # addcmul would multiply by its value, 1, twice on the way back
@@ -162,6 +165,7 @@ class RaccoonFlow(nn.Module):
         share = self.max_log_scale / math.ceil(num_layers / 2)
         scale_range = DEFAULT_SCALE_RANGE if legacy_compat else min(DEFAULT_SCALE_RANGE, share)
         self.time_embed = TimeAwareTransform(time_dim)
+        self._embedded: tuple[Tensor, tuple[float, int, torch.dtype, torch.device], Tensor] | None = None
         self.flows = nn.ModuleList(
             [
                 CouplingLayer(latent_dim, hidden_dim, self._make_mask(latent_dim, i % 2), time_dim, scale_range, legacy_compat=legacy_compat)
@@ -177,11 +181,31 @@ class RaccoonFlow(nn.Module):
     def _make_mask(self, dim: int, parity: int) -> Tensor:
         return alternating_mask(dim, parity)
 
-    def forward(self, z: Tensor, t: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
-        """The transformed z (B, latent_dim) and the log-determinant (B,), at t: (B, 1), (B,), or one time for all as () or (1, 1)."""
-        t = torch.as_tensor(t, device=z.device).reshape(-1, 1)
-        features = self.time_embed.embed_time(t.to(torch.promote_types(z.dtype, torch.float32))).to(z.dtype)
-        features = features.expand(z.shape[0], -1)
+    def forward(self, z: Tensor, t: Tensor | float, reverse: bool = False) -> tuple[Tensor, Tensor]:
+        """The transformed z (B, latent_dim) and the log-determinant (B,), at t: (B, 1), (B,), or one time for all as (), (1, 1) or a float."""
+        features = self._features(t, z).expand(z.shape[0], -1)
+        if not reverse:
+            fused = fused_flow(list(self.flows), z, features, CouplingLayer, FARTHEST_SEEN, EDGE, self._by_layer)  # type: ignore[arg-type]
+            if fused is not None:
+                return fused
+        return self._by_layer(z, features, reverse)
+
+    def _features(self, t: Tensor | float, z: Tensor) -> Tensor:
+        """Features of the time, (B, time_dim) or (1, time_dim), in the dtype of z; those of the number seen last are kept."""
+        if not isinstance(t, float) or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+            t = torch.as_tensor(t, device=z.device).reshape(-1, 1)
+            return self.time_embed.embed_time(t.to(torch.promote_types(z.dtype, torch.float32))).to(z.dtype)
+        freqs, known = self.time_embed.freqs, self._embedded
+        key = (t, freqs._version, z.dtype, z.device)
+        if known is None or known[0] is not freqs or known[1] != key:
+            column = torch.full((1, 1), t, dtype=torch.promote_types(z.dtype, torch.float32), device=z.device)
+            known = self._embedded = (freqs, key, self.time_embed.embed_time(column).to(z.dtype))
+        return known[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_embedded": None}
+
+    def _by_layer(self, z: Tensor, features: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
         log_det = None
         for layer in reversed(self.flows) if reverse else self.flows:
             z, layer_log_det = layer(z, features, reverse)

@@ -32,7 +32,9 @@ def batch_noise_like(x: Tensor) -> Tensor:
     """
     ranks = world_size()
     if ranks == 1:
-        return torch.randn_like(x)
+        # Compiled ahead of time (torch 2.13, aot_eager), several `randn_like` of one value in the log classifier did not give the numbers they
+        # give uncompiled; `randn` does (test_compilation.py). Not settled: why; a small example of the same shape shows no difference.
+        return torch.randn(x.shape, dtype=x.dtype, device=x.device) if torch.compiler.is_compiling() else torch.randn_like(x)
     rows = x.shape[0]
     first = dist.get_rank() * rows
     return torch.randn((ranks * rows, *x.shape[1:]), dtype=x.dtype, device=x.device)[first : first + rows]

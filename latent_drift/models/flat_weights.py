@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from latent_drift.config import StabilityConfig, load
 from latent_drift.models.distributed import all_reduce, is_dist_avail_and_initialized
@@ -38,7 +39,7 @@ class FlatWeights:
     One vector makes an update five kernels instead of three hundred: for a model of small tensors the calls are the cost.
     AdamW is elementwise, so the result is that of stepping the parameters one by one. The vector also is what half-precision weights
     need: in float16 Adam's second moment of a gradient of 1e-4 is 0 and its epsilon 1e-8 is 0 too, so the first step divides 0 by
-    0; in bfloat16 a step of 1e-3 of a weight is rounded away.
+    0; in bfloat16 a step of 1e-3 of a weight is rounded away. Parameters of the vector's own dtype are views of it from here on, until `release`.
 
     Args:
         parameters: the model's; those that require no gradient are left alone.
@@ -65,7 +66,7 @@ class FlatWeights:
         for p in self._parameters:
             wide = torch.promote_types(wide, p.dtype)
         self._vector = torch.cat([p.detach().reshape(-1).to(wide) for p in self._parameters])
-        parts = torch.split(self._vector, [p.numel() for p in self._parameters])
+        parts = torch.split(self._vector.detach(), [p.numel() for p in self._parameters])
         self._views = [part.view_as(p) for part, p in zip(parts, self._parameters, strict=True)]
         self._vector.requires_grad_()
         self._adamw = torch.optim.AdamW([self._vector], lr=lr, weight_decay=weight_decay, fused=self._vector.device.type in ("cpu", "cuda"))
@@ -78,6 +79,17 @@ class FlatWeights:
         bound = config.gradient.update_bound
         self._largest_step, self._smallest_norm = (bound.max_ratio, bound.eps) if bound.kind == "ratio" else (LARGEST_RELATIVE_STEP, 1e-3)
         self._half = any(p.dtype in _HALF for p in self._parameters)
+        self._places = [view.data_ptr() for view in self._views]
+        self._shared = len(set(self._layout)) == 1 and self._layout[0][0] == wide
+        if self._shared:
+            with torch.no_grad():
+                self._take_outside_changes()
+
+    def release(self) -> None:
+        """Give every parameter memory of its own again, so that a part of the model is saved without the rest."""
+        for p, place in zip(self._parameters, self._places, strict=True):
+            if self._shared and p.data_ptr() == place:
+                p.data = p.detach().clone()
 
     def stands_for(self, parameters: Iterable[nn.Parameter]) -> bool:
         """Whether these are still the tensors, dtypes and devices it was made for."""
@@ -114,7 +126,10 @@ class FlatWeights:
             self._adamw_group["lr"] = self._bounded_lr()
             self._adamw.step()
             self._vector.grad = None
-            torch._foreach_copy_(self._parameters, self._views)
+            if self._shared:
+                increment_version(self._parameters)  # a graph from before the step must not go back through what it changed
+            else:
+                torch._foreach_copy_(self._parameters, self._views)
         return FlatStep(norm, False)
 
     def _bounded_lr(self) -> float:
@@ -124,6 +139,12 @@ class FlatWeights:
 
     def _take_outside_changes(self) -> None:
         """Weights that somebody else changed since the last step are the truth; half ones only where they no longer round to the same."""
+        if self._shared:
+            for p, view, place in zip(self._parameters, self._views, self._places, strict=True):
+                if p.data_ptr() != place:  # new, moved or somebody else's
+                    view.copy_(p)
+                    p.data = view
+            return
         if not self._half:
             torch._foreach_copy_(self._views, self._parameters)
             return

@@ -18,16 +18,18 @@ from latent_drift.models.continual import ContinualUpdate, LegacyContinualUpdate
 from latent_drift.models.coupling_flow import RaccoonFlow
 from latent_drift.models.distributed import batch_noise_like
 from latent_drift.models.goodness_of_fit import FastEppsPulley
+from latent_drift.models.plain_layers import is_unobserved
 from latent_drift.models.position_windows import direct_windowed_means, window_count, windowed_means
 from latent_drift.models.raccoon_dynamics import RaccoonDynamics
 from latent_drift.models.replay_memory import RaccoonMemory
 from latent_drift.models.sizes import require_size
+from latent_drift.models.small_kl import small_kl
 from latent_drift.models.small_sample import SmallSampleSlicing
 from latent_drift.models.soft_bound import soft_bound
 from latent_drift.numerics.bounds import soft_clamp
 from latent_drift.numerics.gaussian import kl_divergence
 from latent_drift.numerics.limits import FLOAT_DTYPES
-from latent_drift.solvers.sde import euler_maruyama_step, solve_sde
+from latent_drift.solvers.sde import solve_sde
 
 SDE_TIMES: Final = (0.0, 0.05, 0.1)
 """Times of the latent SDE's grid."""
@@ -200,9 +202,9 @@ class RaccoonLogClassifier(nn.Module):
         ep_loss = self.latent_test(z)
         if not self.legacy_compat:
             ep_loss = torch.add(ep_loss, log_det.to(ep_loss.dtype).square().mean(), alpha=1.0 / self.latent_dim**2)
-        loss = loss_weights[0] * class_loss + loss_weights[1] * kl_loss + loss_weights[2] * ep_loss
-        with torch.no_grad():
-            accuracy = (logits.argmax(dim=-1) == labels).to(class_loss.dtype).mean()
+        weighted = class_loss if loss_weights[0] == 1.0 else class_loss * loss_weights[0]
+        loss = torch.add(torch.add(weighted, kl_loss, alpha=loss_weights[1]), ep_loss, alpha=loss_weights[2])
+        accuracy = torch.mean(logits.detach().argmax(dim=-1) == labels, dtype=class_loss.dtype)
         return loss, {
             "class_loss": class_loss.detach(),
             "kl_loss": kl_loss.detach(),
@@ -226,8 +228,21 @@ class RaccoonLogClassifier(nn.Module):
         self._require_known(tokens)
         if tokens.numel() < self.vocab_size:
             return direct_windowed_means(self.encoder(tokens), self._windows)
-        table: Tensor = self.encoder(torch.arange(self.vocab_size, device=tokens.device))
+        table = self._character_features(tokens.device)
         return windowed_means(tokens.to(torch.long), table, self._windows)
+
+    def _character_features(self, device: torch.device) -> Tensor:
+        """What the encoder says of every character of the alphabet, (V, hidden_dim)."""
+        encoder = self.encoder
+        embedding = encoder[0]
+        features: Tensor
+        if is_unobserved(encoder, nn.Sequential) and is_unobserved(embedding, nn.Embedding) and embedding.max_norm is None:
+            features = embedding.weight  # looking up all rows in order gives the table itself
+            for layer in list(encoder)[1:]:
+                features = layer(features)
+            return features
+        features = encoder(torch.arange(self.vocab_size, device=device))
+        return features
 
     def _require_known(self, tokens: Tensor) -> None:
         if tokens.numel() == 0 or torch.compiler.is_compiling():
@@ -253,16 +268,13 @@ class RaccoonLogClassifier(nn.Module):
         if self.legacy_compat and not torch.compiler.is_compiling():
             times = torch.linspace(SDE_TIMES[0], SDE_TIMES[-1], len(SDE_TIMES), device=z0.device)
             z = solve_sde(self.dynamics, z0, times)[:, -1]
+        elif noisy:
+            z = self.dynamics.travel(z0, SDE_TIMES, [batch_noise_like(z0) for _ in SDE_TIMES[1:]])
         else:
             z = z0
             for t0, t1 in pairwise(SDE_TIMES):
-                t, dt = z.new_full((z.shape[0], 1), t0), t1 - t0
-                if noisy:
-                    drift, diffusion = self.dynamics(z, t)
-                    z = euler_maruyama_step(z, drift, diffusion, dt, math.sqrt(dt), batch_noise_like(z))
-                else:
-                    z = z + self.dynamics.drift(z, t) * dt
-        z, log_det = self.flow(z, z.new_full((1, 1), FLOW_TIME))
+                z = z + self.dynamics.drift(z, z.new_full((z.shape[0], 1), t0)) * (t1 - t0)
+        z, log_det = self.flow(z, FLOW_TIME)
         return z, log_det
 
     def _kl(self, mean: Tensor, logvar: Tensor) -> Tensor:
@@ -274,6 +286,8 @@ class RaccoonLogClassifier(nn.Module):
         z0_logvar = self._bounded_logvar(self.z0_logvar, mean.dtype)
         if mean.dtype == torch.float64 or mean.device.type == "mps":  # wider than float64 there is nothing, and mps has no float64
             return kl_divergence(mean, logvar, self.z0_mean, z0_logvar, dtype=_loss_dtype(mean)).mean()
+        if mean.dtype == logvar.dtype == z0_logvar.dtype == self.z0_mean.dtype == torch.float32:
+            return small_kl(mean, logvar, self.z0_mean, z0_logvar).to(torch.float32)
         # exp(d) - 1 - d cancels near d = 0. In float64 what is lost is below 1e-16 |d|, and the terms of half and single precision
         # differences stay >= 0: the same values as kl_divergence for a quarter of its kernel calls. The bounds keep exp(d) below e**34.
         z0_logvar = _within_range(z0_logvar)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from latent_drift.errors import UsageError
+from latent_drift.models.fused_path import HALF_PI, fused_path
 from latent_drift.models.sizes import require_size
 from latent_drift.numerics.limits import FLOAT_DTYPES, round_up
+from latent_drift.solvers.sde import euler_maruyama_step
 
 INITIAL_GAIN: Final = 0.1
 """Xavier gain of both networks: a vector field that starts near zero moves the latents little."""
@@ -90,6 +93,19 @@ class RaccoonDynamics(nn.Module):
         raw: Tensor = self.log_diffusion_net(self._inputs(z, t))
         return self.bounded_diffusion(raw)
 
+    def travel(self, z: Tensor, times: Sequence[float], noises: Sequence[Tensor]) -> Tensor:
+        """z (B, latent_dim) at the last of `times`, by Euler-Maruyama with the given standard normal `noises`, (B, latent_dim) a step."""
+
+        def by_step(z: Tensor) -> Tensor:
+            for t0, t1, noise in zip(times, times[1:], noises, strict=False):
+                drift, diffusion = self(z, z.new_full((z.shape[0], 1), t0))
+                z = euler_maruyama_step(z, drift, diffusion, t1 - t0, math.sqrt(t1 - t0), noise)
+            return z
+
+        wide = self._ranges[z.dtype][1] >= LARGEST_EXPONENT[z.dtype]
+        fused = None if wide else fused_path(self, RaccoonDynamics, z, times, noises, by_step)
+        return by_step(z) if fused is None else fused
+
     def bounded_diffusion(self, raw: Tensor) -> Tensor:
         """exp of the raw log-diffusion, bounded to [sigma_min, sigma_max]; same shape and dtype.
 
@@ -103,7 +119,7 @@ class RaccoonDynamics(nn.Module):
         lowest, span = self._ranges[raw.dtype]
         if span == 0.0:
             return torch.full_like(raw, lowest)
-        above_lowest = (torch.atan(raw - (math.log(lowest) + 0.5 * span)) + _HALF_PI) * (span / math.pi)
+        above_lowest = (torch.atan(raw - (math.log(lowest) + 0.5 * span)) + HALF_PI) * (span / math.pi)
         if span < LARGEST_EXPONENT[raw.dtype]:
             return lowest * torch.exp(above_lowest)
         root = torch.exp(0.5 * above_lowest)  # of a range wider than exp's own, as from 0 to 5 in float32
@@ -117,9 +133,6 @@ class RaccoonDynamics(nn.Module):
 
 LARGEST_EXPONENT: Final = {dtype: 0.98 * math.log(torch.finfo(dtype).max) for dtype in FLOAT_DTYPES}
 """Exponents whose exp is finite with room for rounding: 86 in float32, 10.8 in float16."""
-
-_HALF_PI: Final = 1.5707964
-"""pi / 2, rounded up in float32, so that atan(-inf) + pi / 2 is not negative."""
 
 
 def _log_range(sigma_min: float, sigma_max: float, dtype: torch.dtype) -> tuple[float, float]:

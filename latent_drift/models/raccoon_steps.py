@@ -33,6 +33,9 @@ class AbstractSteps(ABC):
     def __call__(self, loss: Tensor) -> FlatStep:
         """Backward and step, gradients being cleared before or after."""
 
+    def finish(self) -> None:  # noqa: B027 (most have nothing to undo)
+        """After the last step."""
+
 
 class FlatSteps(AbstractSteps):
     """AdamW on all weights as one vector, warmed up and decayed: the default."""
@@ -68,6 +71,10 @@ class FlatSteps(AbstractSteps):
                 "look for weights that are not finite, or return to an earlier checkpoint"
             )
         return outcome
+
+    def finish(self) -> None:
+        """The parameters get memory of their own again."""
+        self.weights.release()
 
 
 class OptimizerSteps(AbstractSteps):

@@ -122,17 +122,20 @@ def train_raccoon_classifier(
     else:
         step = OptimizerSteps(model, rate, steps, config or inner.config, optimizer, scheduler, scaler_for=device if precision == "float16" else None)
     loss, stats = torch.zeros((), device=device), dict[str, Tensor]()
-    for number in range(first_step, first_step + steps):
-        tokens, labels = _whole_batch(next(batches))
-        with torch.autocast(device.type, dtype=PRECISIONS[precision]) if precision != "float32" else nullcontext():
-            loss, stats = model(tokens.to(device), labels.to(device), loss_weights)
-        outcome = step(loss)
-        loss = loss.detach()
-        if outcome.skipped:
-            _LOG.warning("step %d skipped: loss %s, gradient norm %s", number, float(loss), outcome.grad_norm)
-        if on_step is not None:
-            parts = {name: float(stats[name]) for name in ("class_loss", "kl_loss", "ep_loss", "accuracy")}
-            on_step(RaccoonStep(number, float(loss), **parts, norm=outcome.grad_norm, skipped=outcome.skipped))
+    try:
+        for number in range(first_step, first_step + steps):
+            tokens, labels = _whole_batch(next(batches))
+            with torch.autocast(device.type, dtype=PRECISIONS[precision]) if precision != "float32" else nullcontext():
+                loss, stats = model(tokens.to(device), labels.to(device), loss_weights)
+            outcome = step(loss)
+            loss = loss.detach()
+            if outcome.skipped:
+                _LOG.warning("step %d skipped: loss %s, gradient norm %s", number, float(loss), outcome.grad_norm)
+            if on_step is not None:
+                parts = {name: float(stats[name]) for name in ("class_loss", "kl_loss", "ep_loss", "accuracy")}
+                on_step(RaccoonStep(number, float(loss), **parts, norm=outcome.grad_norm, skipped=outcome.skipped))
+    finally:
+        step.finish()
     return loss, stats
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ def save_checkpoint_with_validation(
     Raises:
         NumericalError: a parameter or buffer holds NaN or inf (named, with statistics); nothing is written, the old file stays.
 
+    A file that was there keeps its permissions, a new one has those of the umask.
+
     *Numerics*: written to a file beside it, flushed to disk, and renamed: whoever reads sees the old or the new one, whole, also if the process dies.
 
     >>> import tempfile, torch
@@ -64,15 +66,17 @@ def save_checkpoint_with_validation(
         raise UsageError(f"save_checkpoint_with_validation: {', '.join(clash)} cannot be an extra entry; the checkpoint has its own")
     content.update(extra)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    link = temporary.with_suffix(".link")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:  # with the permissions of the umask, where mkstemp would let nobody else read
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            os.chmod(temporary, path.stat().st_mode & 0o777)
         if keep_previous and path.exists():
             previous = path.with_name(path.name + ".previous")
-            link = Path(temporary + ".link")
             try:
                 os.link(path, link)  # the old file keeps its name until the new one takes it
             except OSError:  # a file system without hard links
@@ -80,7 +84,8 @@ def save_checkpoint_with_validation(
             os.replace(link, previous)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+        link.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

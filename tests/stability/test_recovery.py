@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from torch import nn
 
 from latent_drift.errors import GiveUpError, NumericalError, UsageError
 from latent_drift.stability import AdaptiveLR, DynamicLossScaler, RollbackGuard, load_checkpoint, save_checkpoint_with_validation
+from latent_drift.training.run_folder import write_whole
 
 
 def _parts() -> tuple[nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
@@ -32,6 +35,23 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: torch.o
     optimizer.step()
     scheduler.step()
     return loss
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077], ids=oct)
+def test_a_checkpoint_has_the_permissions_of_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with tempfile.NamedTemporaryFile(dir=tmp_path) as private:  # what such files are made with: nobody else may read
+            assert stat.S_IMODE(os.stat(private.name).st_mode) == 0o600
+        path = save_checkpoint_with_validation(nn.Linear(2, 1), tmp_path / "a.pt")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+        path.chmod(0o604)
+        save_checkpoint_with_validation(nn.Linear(2, 1), path)
+        assert [stat.S_IMODE(file.stat().st_mode) for file in sorted(tmp_path.iterdir())] == [0o604, 0o604]
+        write_whole(tmp_path / "run.json", b"{}")
+        assert stat.S_IMODE((tmp_path / "run.json").stat().st_mode) == 0o666 & ~umask
+    finally:
+        os.umask(before)
 
 
 def test_a_checkpoint_goes_round_and_keeps_the_previous_one(tmp_path: Path) -> None:

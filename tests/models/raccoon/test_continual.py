@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,7 +65,8 @@ def test_adaptation_moves_the_weights_where_the_published_one_does_nothing_measu
             model.continuous_update(*data.batch(range(i, i + 8)))
         return (weights(model) - before).abs().max().item()
 
-    assert moved(classifier(legacy_compat=True)) < 2e-4
+    np.random.seed(0)  # what the published memory draws with: 1.1e-4 to 2.1e-4 from seed to seed
+    assert moved(classifier(legacy_compat=True)) < 2.5e-4
     assert moved(classifier()) > 1e-3
 
 

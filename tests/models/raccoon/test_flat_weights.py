@@ -138,3 +138,48 @@ def test_weights_changed_from_outside_are_taken_over():
     assert (model[0].weight - 5.0).abs().max() < 0.01
     assert weights.stands_for(model.parameters())
     assert not weights.stands_for(model.double().parameters())
+
+
+def test_parameters_share_the_vector_until_it_is_released():
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    weights = FlatWeights(model.parameters(), 1e-3)
+    assert len({p.untyped_storage().data_ptr() for p in model.parameters()}) == 1
+    weights.release()
+    assert len({p.untyped_storage().data_ptr() for p in model.parameters()}) == len(list(model.parameters()))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_parameters_with_new_memory_are_taken_over_and_stepped():
+    model = network()
+    weights = FlatWeights(model.parameters(), 1e-3)
+    model[0].weight.data = torch.full_like(model[0].weight, 5.0)
+    loss_of(model, torch.ones(2, 4)).backward()
+    weights.step(1.0)
+    moved = (model[0].weight - 5.0).abs()
+    assert 0 < moved.max() < 0.01
+
+
+def test_two_optimizers_over_one_model_take_turns():
+    ours, theirs = network(), network()
+    pairs = [(ours, FlatWeights(ours.parameters(), 1e-3), FlatWeights(ours.parameters(), 1e-2))]
+    pairs.append((theirs, *(torch.optim.AdamW(theirs.parameters(), lr, weight_decay=0.0) for lr in (1e-3, 1e-2))))
+    for i in range(6):
+        for model, *optimizers in pairs:
+            model.zero_grad()
+            loss_of(model, torch.full((2, 4), 1.0 + i)).backward()
+            optimizer = optimizers[i % 2]
+            optimizer.step(None)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_graph_from_before_a_step_is_refused_as_torch_refuses_it():
+    model = network()
+    weights = FlatWeights(model.parameters(), 1e-3)
+    x = torch.ones(2, 4, requires_grad=True)
+    stale = loss_of(model, x)
+    loss_of(model, x).backward()
+    weights.step(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        stale.backward()
