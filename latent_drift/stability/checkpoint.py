@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ def save_checkpoint_with_validation(
     link = temporary.with_suffix(".link")
     try:
         with open(temporary, "xb") as file:  # with the permissions of the umask, where mkstemp would let nobody else read
-            torch.save(content, file)
+            _serialise(content, file)
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
@@ -93,6 +93,19 @@ def save_checkpoint_with_validation(
     finally:
         os.close(folder)
     return path
+
+
+def _serialise(content: dict[str, Any], file: BinaryIO) -> None:
+    """`torch.save`, with the system's own error: on a full disk torch's archive writer fails over it and raises a RuntimeError about positions."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        reason = error.__context__
+        while reason is not None and not isinstance(reason, OSError):
+            reason = reason.__context__
+        if reason is None:
+            raise
+        raise OSError(reason.errno, reason.strerror) from error
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

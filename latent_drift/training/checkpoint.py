@@ -122,7 +122,9 @@ def read_checkpoint(given: str | Path, kind: str | None = None) -> Checkpoint:
         previous = path.with_name(path.name + PREVIOUS)
         content, _ = _content_of(previous)
         if content is None:
-            raise UsageError(f"{path}: is no checkpoint of latent-drift: {failure}")
+            raise UsageError(
+                f"{path}: is no checkpoint of latent-drift, or a damaged one (read as one it gives: {failure}); `latent-drift train` writes them"
+            )
         note = f"{path}: cannot be read ({failure}); taking the checkpoint before it, {previous}, of step {content.get('step')}"
         path = previous
     return _understood(path, content, kind, note)

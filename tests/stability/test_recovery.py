@@ -37,6 +37,28 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: torch.o
     return loss
 
 
+def test_a_full_disk_is_the_systems_error_and_not_torchs(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    program = """
+import resource, sys, torch
+from latent_drift.stability import save_checkpoint_with_validation
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+try:
+    with open(sys.argv[1] + "/plain.pt", "wb") as file:
+        torch.save(torch.nn.Linear(600, 600).state_dict(), file)
+except Exception as error:
+    print(type(error).__name__)
+try:
+    save_checkpoint_with_validation(torch.nn.Linear(600, 600), sys.argv[1] + "/a.pt")
+except OSError as error:
+    print(error.strerror)
+"""
+    assert resource.RLIMIT_FSIZE is not None
+    found = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120)
+    assert found.stdout.split("\n")[:2] == ["RuntimeError", "File too large"]
+    assert not list(tmp_path.glob("*a.pt*"))
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077], ids=oct)
 def test_a_checkpoint_has_the_permissions_of_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
