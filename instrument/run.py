@@ -26,6 +26,7 @@ from instrument.history import History
 from instrument.layer_norms import LayerNorms
 from instrument.locate.births import Birth, Births
 from instrument.locate.compiled import CompiledFunction
+from instrument.locate.ranges import Ranges
 from instrument.locate.search import Search
 from instrument.locate.signs import Signs
 from instrument.policy import Policy
@@ -65,6 +66,7 @@ class Run:
         self.tally = Tally()
         self.history = History(config.anomaly.history_steps)
         self.layers = LayerNorms()
+        self.ranges = Ranges(config.anomaly.history_steps)
         self.subscriptions = Subscriptions(self.log)
         self.circumstances = Circumstances()
         self.intercepted: tuple[str, ...] = ()
@@ -105,18 +107,22 @@ class Run:
         x: Tensor | None = None,
         parameter: str | None = None,
         fired: bool = False,
+        trend: str | None = None,
     ) -> Event:
         """Record one occurrence, at the user's line that is running unless another is given.
 
         Args:
             x: the tensor whose dtype, shape and range the event shows. It is read only for the first occurrence at a line.
             fired: this guard made or found a bad number in the forward pass: should the step fail all the same, the line is guarded more tightly.
+            trend: how the steps before led here.
         """
         site = site if site is not None else self.site()
         if fired:
             self.armed.fire(site)
         known = self.log.known((code, action, op, site and site.file, site and site.line, parameter))
-        event = self.log.record(self.event(code, action, op, message, site, parameter=parameter, facts={} if known else self.facts_of(x)))
+        said = message if trend is None else f"{message}; {trend}"
+        facts = {} if known else self.facts_of(x)
+        event = self.log.record(self.event(code, action, op, said, site, parameter=parameter, facts=facts, trend=trend))
         if site is not None and (action == "repaired" or (fired and action == "bounded")):
             # Plain, the script would have died here, or the non-finite number would have been born here: backward through it would have been NaN
             # even where a mask hides it.
@@ -277,6 +283,7 @@ class Run:
     def _forget_step(self, *, healthy: bool) -> None:
         healthy = healthy and not self.search.blamed
         self.armed.finish_step()
+        self.ranges.step_finished(healthy=healthy)
         if healthy:
             self.kept.drop()
         else:

@@ -185,6 +185,7 @@ def run_guarded(
         try:
             execute()
         except SystemExit as exit_:
+            run.search.end(exit_)
             run.circumstances.end(ended_by(exit_))
             status = _status_of(exit_)
         except KeyboardInterrupt as error:
@@ -196,6 +197,7 @@ def run_guarded(
             _show(error)
             status = GAVE_UP
         except BaseException as error:
+            run.search.end(error)
             run.circumstances.end(ended_by(error))
             _show(error)
             status = 1

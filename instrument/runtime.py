@@ -17,17 +17,23 @@ class Runtime:
     """The one mutable place that guards read.
 
     `active` is False when no `stable()` block is open: stand-ins that somebody still holds then only call through.
+    `replaying` is the thread in which a forward pass is done once more to find where it failed: nothing is updated there then. Else it is 0.
     `run` is the innermost open block's. For code under compilation: `bounds` are its argument bounds, None where nothing may be altered, and
     `upcast` says whether softmax and attention compute in float32.
     """
 
-    __slots__ = ("active", "bounds", "run", "upcast")
+    __slots__ = ("active", "bounds", "replaying", "run", "upcast")
 
     def __init__(self) -> None:
         self.active = False
+        self.replaying = 0
         self.run: Run = None  # type: ignore[assignment]  # read only while active
         self.bounds: dict[str, dict[torch.dtype, float]] | None = None
         self.upcast = False
+
+
+class StopReplay(BaseException):
+    """A replay has met an update, or `backward`: what led there was done once more, and what follows must not be. No script catches it."""
 
 
 RUNTIME = Runtime()

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from instrument import jit, warning_sites
 from instrument.circumstances import ended_by
 from instrument.distributed.agreement import AGREEMENT
-from instrument.guards import OPERATION_GUARDS, backward, loading, step
+from instrument.guards import OPERATION_GUARDS, backward, loading, sighting, step
 from instrument.guards.base import Spelling
 from instrument.interception import Replacement, Undo, lookup, rebind, replace_attribute, restore
 from instrument.recovery import counters, loss_scale
@@ -60,6 +60,8 @@ class _Installation:
             names.append(self._replace(spelling, backward.stand_in, stand_ins))
         for spelling in loading.spellings():
             names.append(self._replace(spelling, loading.stand_in, stand_ins))
+        for spelling in sighting.spellings():
+            names.append(self._replace(spelling, sighting.stand_in, stand_ins))
         for cls in _optimizer_classes(Optimizer):
             if "step" in vars(cls):
                 self._guard_step(cls)
@@ -185,6 +187,7 @@ def _enter(run: Run, caller: FrameType | None) -> None:
 
 
 def _leave(run: Run, error: BaseException | None) -> None:
+    run.search.end(error)
     run.close()
     with _LOCK:
         # Blocks of several threads may close in any order: the one that closes is removed, the last one restores.

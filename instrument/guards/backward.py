@@ -23,7 +23,7 @@ from instrument.distributed.shards import is_sharded
 from instrument.guards.base import Function, Spelling, is_compiling, mimic
 from instrument.guards.parameter_names import parameter_names
 from instrument.run import Run
-from instrument.runtime import RUNTIME, function_modes, is_plain, without_function_modes
+from instrument.runtime import RUNTIME, StopReplay, function_modes, is_plain, without_function_modes
 from instrument.tensors import leaves_behind
 from latent_drift.numerics.finite import is_finite
 from latent_drift.numerics.gradients import global_norm, zero_nonfinite_
@@ -32,6 +32,7 @@ NONFINITE_LOSS = "NS509"
 NONFINITE_GRADIENT = "NS506"
 
 _graph_task = torch._C._current_graph_task_id  # -1 outside backward
+_in_transform = torch._C._functorch.peek_interpreter_stack
 
 # Threads whose backward is under way: under a mode torch calls this very name once more, and a checkpoint calls it from inside. One is judged.
 _UNDER_WAY: set[int] = set()
@@ -48,12 +49,16 @@ def spellings() -> list[Spelling]:
         Spelling(GradScaler, "scale", "scale"),
         Spelling(torch.func, "grad", "func"),
         Spelling(torch.func, "grad_and_value", "func"),
+        Spelling(torch.func, "vmap", "vmap"),
+        Spelling(torch, "vmap", "vmap"),
     ]
 
 
 def stand_in(original: Function, spelling: Spelling) -> Function:
     """What replaces each of them. On an accelerator the loss is not read: its gradients tell at the step."""
-    return {"method": _method, "backward": _backward, "grad": _grad, "scale": _scale, "func": _functional}[spelling.op](original, spelling)
+    return {"method": _method, "backward": _backward, "grad": _grad, "scale": _scale, "func": _functional, "vmap": _vectorized}[spelling.op](
+        original, spelling
+    )
 
 
 def _method(original: Function, spelling: Spelling) -> Function:
@@ -77,6 +82,8 @@ def _backward(original: Function, spelling: Spelling) -> Function:
     @mimic(original, spelling)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         thread = get_ident()
+        if RUNTIME.replaying == thread:
+            raise StopReplay
         if is_compiling() or not RUNTIME.active or thread in _UNDER_WAY or _graph_task() != -1:
             return original(*args, **kwargs)
         run = RUNTIME.run
@@ -270,9 +277,42 @@ def _functional(original: Function, spelling: Spelling) -> Function:
             result = derivative(*inputs, **options)
             if is_compiling() or not RUNTIME.active:
                 return result
+            if _in_transform() is not None:
+                _differentiated_inside.append(get_ident())
+                return result
             parted = with_value or has_aux
             gradients = _judged_tree(RUNTIME.run, result[0] if parted else result)
             return (gradients, *result[1:]) if parted else gradients
+
+        return judged
+
+    return guarded
+
+
+_differentiated_inside: list[int] = []
+"""Threads in which a function of `torch.func.grad` gave a gradient inside of another transform, where nothing is read."""
+
+
+def _vectorized(original: Function, spelling: Spelling) -> Function:
+    """`vmap(grad(f))`, gradients of each sample: they are judged where the outermost `vmap` gives them."""
+
+    @mimic(original, spelling)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        vectorized = original(*args, **kwargs)
+        if is_compiling() or not RUNTIME.active or not callable(vectorized):
+            return vectorized
+
+        @functools.wraps(vectorized)
+        def judged(*inputs: Any, **options: Any) -> Any:
+            if is_compiling() or not RUNTIME.active or _in_transform() is not None:
+                return vectorized(*inputs, **options)
+            thread = get_ident()
+            _differentiated_inside.clear()
+            result = vectorized(*inputs, **options)
+            if thread not in _differentiated_inside:
+                return result
+            _differentiated_inside.clear()
+            return _judged_tree(RUNTIME.run, result)
 
         return judged
 

@@ -141,11 +141,19 @@ def _functional(original: Function, spelling: Spelling) -> Function:
     def judged(out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         values = out.detach() if out.requires_grad else out
         threshold = RUNTIME.run.armed.exp_threshold[op][out.dtype]
+        ranges = RUNTIME.run.ranges
         # Where nothing is negative a sum is at least the largest element. In half types it is four times as fast, and other guards ask for sums too:
         # the code of an operation that nobody else calls in a step is not in the caches, which costs more than what it computes.
-        if never_negative and total(values) <= threshold:
-            return out
-        if _amax(values).item() <= threshold and not (odd and _amin(values).item() < -threshold):
+        if never_negative:
+            size = total(values)
+            ranges.see(op, size)
+            if size <= threshold:
+                return out
+            size = _amax(values).item()
+        else:
+            size = _amax(values).item()
+            ranges.see(op, size)
+        if size <= threshold and not (odd and _amin(values).item() < -threshold):
             return out
         return _mended(original, op, out, args, kwargs)
 
@@ -187,6 +195,7 @@ def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwa
 def _note(run: Any, op: str, x: Tensor, over: Tensor, dtype: torch.dtype, upper: float, site: Any) -> None:
     acted = run.policy.act
     count = int(over.sum())
+    trend = run.ranges.argument_trend(op, float(x.detach()[over].abs().amax()))
     run.note(
         "NS201",
         "bounded" if acted else "observed",
@@ -196,6 +205,7 @@ def _note(run: Any, op: str, x: Tensor, over: Tensor, dtype: torch.dtype, upper:
         message=f"{op} of {count} of {x.numel()} elements overflows {str(dtype).removeprefix('torch.')} (largest argument {upper:.6g})"
         + ("; the argument was bounded there" if acted else ""),
         fired=True,
+        trend=trend,
     )
 
 
@@ -215,7 +225,9 @@ def _inplace(original: Function, spelling: Spelling) -> Function:
             run = RUNTIME.run
             values = x.detach()
             largest = run.armed.smallest_exp_bound[op][x.dtype]
-            if _amax(values).item() <= largest and (op not in _ODD + _EVEN or _amin(values).item() >= -largest):
+            size = _amax(values).item()
+            run.ranges.see(op + "_", size)
+            if size <= largest and (op not in _ODD + _EVEN or _amin(values).item() >= -largest):
                 return original(*args, **kwargs)
             site = run.site()
             upper = argument_bound(op, x.dtype, run.policy, tightness=run.armed.tightness if run.armed.holds(site) else 0)

@@ -68,9 +68,12 @@ class PowerGuard(AbstractElementwiseGuard):
         kind = type(exponent)
         if kind in _NUMBERS:
             if exponent >= 1.0:
-                if RUNTIME.run.armed.tightness < 2:
-                    return math.isfinite(total(out))
-                return magnitude(out) < RUNTIME.run.armed.limit(out.dtype)
+                run = RUNTIME.run
+                if run.armed.tightness < 2:
+                    size = total(out)
+                    run.ranges.see(op, size)
+                    return math.isfinite(size)
+                return magnitude(out) < run.armed.limit(out.dtype)
             if exponent > 0.0:
                 low = smallest(out)
                 return low > 0.0 or (low == 0.0 and not out.requires_grad)
@@ -172,7 +175,9 @@ class _SquareGuard(PowerGuard):
         return super(PowerGuard, self).stand_in(original, spelling)
 
     def is_clear(self, op: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return math.isfinite(total(out))
+        size = total(out)
+        RUNTIME.run.ranges.see(op, size)
+        return math.isfinite(size)
 
     def value(self, call: Call, position: int) -> Any:
         return call.argument(0, "input") if position == 0 else 2.0

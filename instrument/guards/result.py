@@ -173,12 +173,18 @@ class AbstractResultGuard(AbstractGuard):
     def born(self, call: Call, bad: Tensor, x: Any, site: Any) -> None:
         """Remember that `bad` elements of the result are not finite although what they were made of is."""
         what = f"{self.message(call)}: {int(bad.sum())} of {bad.numel()} elements of the result are not finite"
-        RUNTIME.run.search.born(self.code_for(call), call.op, message=what, x=x if isinstance(x, Tensor) else None, site=site)
+        run = RUNTIME.run
+        shown = x if isinstance(x, Tensor) else None
+        result = call.out if isinstance(call.out, Tensor) else None
+        trend = run.ranges.result_trend(call.op)
+        run.search.born(self.code_for(call), call.op, message=what, x=shown, site=site, trend=trend, result=result)
 
     def note_bounded(self, call: Call, bad: Tensor, x: Any, site: Any) -> None:
         """Say that the result was bounded at `bad`."""
         what = f"{self.message(call)}: {int(bad.sum())} of {bad.numel()} elements of the result were not finite and were bounded"
-        RUNTIME.run.note(self.code_for(call), "bounded", call.op, message=what, x=x if isinstance(x, Tensor) else None, site=site, fired=True)
+        run = RUNTIME.run
+        shown = x if isinstance(x, Tensor) else None
+        run.note(self.code_for(call), "bounded", call.op, message=what, x=shown, site=site, fired=True, trend=run.ranges.result_trend(call.op))
 
     def told(self, call: Call, x: Any, site: Any, came_in: Tensor | None = None) -> Told:
         """Says that a gradient was neutralised, once one really arrives: a graph that nobody differentiates is no finding.

@@ -11,6 +11,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from instrument.guards.parameter_names import parameter_names
 from instrument.guards.step_snapshot import StepSnapshot
 from instrument.guards.update_risk import HUGE_UPDATE, is_risky, largest_rate
 from instrument.recovery.rates import Lent
-from instrument.runtime import QUIET, RUNTIME, without_function_modes
+from instrument.runtime import QUIET, RUNTIME, StopReplay, without_function_modes
 from latent_drift.errors import GiveUpError, NumericalError
 from latent_drift.numerics.finite import dense_values, nonfinite_positions
 from latent_drift.numerics.gradients import (
@@ -67,6 +68,8 @@ def stand_in(raw_step: Function, owner: type) -> Function:
         key = id(self)
         if key in _STEPPING or (not hooked and _passes_on(self)) or _is_captured():
             return run_step(self, *args, **kwargs)
+        if RUNTIME.replaying == get_ident():
+            raise StopReplay
         _STEPPING.add(key)
         if not by_user:
             QUIET.add(key)

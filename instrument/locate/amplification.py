@@ -8,6 +8,7 @@ has grown a thousandfold.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +22,13 @@ from instrument.callsite import user_site
 from instrument.events import Site
 from instrument.guards.step import _STEPPING
 from instrument.runtime import is_plain
+from instrument.tensors import tensors_in
 from latent_drift.numerics.finite import largest_magnitude
 
 LARGE = 1e3
 """A number of the forward pass that is worth naming as such."""
+
+MOST_ENLARGERS = 16
 
 GROWN = 1e3
 """How much larger a norm than the one surveyed is a new question."""
@@ -47,6 +51,7 @@ class _Survey(TorchFunctionMode):
         super().__init__()
         self.forward = Amplifier()
         self.backward = Amplifier()
+        self._enlargers: list[tuple[float, Amplifier]] = []
         self.done = False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -59,8 +64,20 @@ class _Survey(TorchFunctionMode):
         size = largest_magnitude(result).item()
         if size > self.forward.size:
             self.forward = Amplifier(size, name, user_site(), result.detach())
+        taken = max((largest_magnitude(x).item() for x in tensors_in((args, kwargs or {})) if is_plain(x) and x.numel()), default=0.0)
+        if taken > 0.0 and math.isfinite(size):
+            self._enlargers.append((size / taken, Amplifier(size, name, user_site(), result.detach())))
+            if len(self._enlargers) > MOST_ENLARGERS:
+                self._enlargers.remove(min(self._enlargers, key=lambda item: item[0]))
         result.grad_fn.register_hook(self._enlarged(name, user_site()))
         return result
+
+    @property
+    def enlarger(self) -> Amplifier:
+        """Of the operations on the way to the largest number, the one that enlarged what it took in most: a product of something large with something
+        ordinary is larger still, but did not make it so."""
+        near = [item for item in self._enlargers if item[1].size >= math.sqrt(self.forward.size)]
+        return max(near, key=lambda item: item[0], default=(0.0, self.forward))[1]
 
     def _enlarged(self, name: str, site: Site | None) -> Callable[..., None]:
         def look(grad_inputs: tuple[Tensor | None, ...], grad_outputs: tuple[Tensor | None, ...]) -> None:
@@ -106,7 +123,7 @@ class Amplification:
         survey.done = True
         self.settle()
         is_forward = survey.forward.size >= LARGE
-        return self._surveyed_norm, survey.forward if is_forward else survey.backward, is_forward
+        return self._surveyed_norm, survey.enlarger if is_forward else survey.backward, is_forward
 
     def settle(self) -> None:
         """Take a finished survey off the stack of modes, if it is the topmost."""

@@ -31,6 +31,8 @@ class Birth:
     """The event that tells of it already: the number was bounded on the spot."""
     always: bool = False
     """That the step went well says nothing about this line: it went well because the number was bounded."""
+    trend: str | None = None
+    """How the steps before led here."""
 
 
 class Births:

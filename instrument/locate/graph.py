@@ -19,7 +19,7 @@ from instrument.events import Site
 from instrument.guards.loading import loaded_at
 from instrument.guards.parameter_names import parameter_names
 from instrument.locate.origin import bad_data, feeding_parameters, kinds, spread, variable_name
-from instrument.runtime import is_plain, without_function_modes
+from instrument.runtime import RUNTIME, is_plain, without_function_modes
 from latent_drift.numerics.finite import is_finite, summarise
 
 Place = tuple[Site, str | None]
@@ -278,6 +278,10 @@ class _Reading:
             came = "" if site is None else ", as it was loaded"
             suspect = self._named(node, "NS804", f"the parameter {name} of shape {tuple(x.shape)} holds {kinds(x)} {spread(x)}{came}", step, x)
             return replace(suspect, site=site)
+        made = RUNTIME.run.search.made.origin_of(x) if RUNTIME.active else None
+        if made is not None:
+            suspect = self._named(node, made.code, made.message, step, x)
+            return replace(suspect, op=made.op, site=made.site, facts=made.facts or suspect.facts)
         name_of_data = variable_name(x)
         what = f"the data {name_of_data}" if name_of_data else "data"
         return self._named(node, "NS803", f"{what} of shape {tuple(x.shape)} holds {kinds(x)} {spread(x)} before any operation", step, x)

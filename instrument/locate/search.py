@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,14 @@ from instrument.locate.amplification import Amplification, Amplifier
 from instrument.locate.births import Birth, Births
 from instrument.locate.compiled import Compiled
 from instrument.locate.graph import is_bad
+from instrument.locate.made_data import MadeData
 from instrument.locate.origin import feeding_parameters
+from instrument.locate.replay import Replays
+from instrument.locate.scene import scenes, scenes_at_end
 from instrument.locate.suspects import Located, Suspects
 from instrument.locate.trends import Trend, trend_of
 from instrument.locate.watch import Watch
-from instrument.runtime import without_function_modes
+from instrument.runtime import RUNTIME, without_function_modes
 
 if TYPE_CHECKING:
     from instrument.run import Run
@@ -37,26 +41,45 @@ class Search:
         self.watch = Watch(run.config.anomaly.watch_steps)
         self.compiled = Compiled()
         self.suspects = Suspects()
+        self.replays = Replays()
+        self.made = MadeData()
         self.amplification = Amplification()
         self._blamed = False
         self._explained = False
         self._first_cause: Event | None = None
         self._amplifier: Event | None = None
         self._trend: Trend | None = None
+        self._failed_at: float | None = None
+        self.seconds: float | None = None
+        """From the first failure to its line; None while there is none. What a guard had seen is known at once."""
 
-    def born(self, code: str, op: str, *, message: str, x: Tensor | None = None, site: Site | None = None, weak: bool = False) -> None:
+    def born(
+        self,
+        code: str,
+        op: str,
+        *,
+        message: str,
+        x: Tensor | None = None,
+        site: Site | None = None,
+        weak: bool = False,
+        trend: str | None = None,
+        result: Tensor | None = None,
+    ) -> None:
         """Remember that an operation gave a non-finite number for finite inputs. That is legal (log(0) = -inf in a mask), so it is an event only
         if this step's loss or gradient turns out non-finite: then the first such place is named as the origin."""
         run = self._run
         site = site if site is not None else run.site()
         if site is not None and not self.births.is_harmless(site):
             run.armed.fire(site)
-            if run.policy.act:
+            if run.policy.act and not RUNTIME.replaying:
                 run.kept.keep(run.optimizers)
             facts = run.facts_of(x) if self.births.wants_facts(site) else {}
             if facts and x is not None:
                 facts["parameters"] = tuple(parameter_names(_made_from(x)))
-            self.births.add(Birth(code, op, site, message, facts, weak, _graph_task() != -1))
+            birth = Birth(code, op, site, message, facts, weak, _graph_task() != -1, trend=trend)
+            self.births.add(birth)
+            if result is not None:
+                self.made.add(result, birth)
 
     @property
     def blamed(self) -> bool:
@@ -78,6 +101,7 @@ class Search:
         if self._blamed:
             return
         self._blamed = True
+        self._begin()
         self.compiled.failed()
         self._trend = self._trend or trend_of(run.history.leading_here())
         fired = run.armed.newly_fired()
@@ -86,6 +110,8 @@ class Search:
         unexplained = (origin is None and not fired) or (origin is not None and origin.weak)
         located = self.suspects.look(roots, run.tally.steps, run.site()) if unexplained else None
         self._name_origin(origin, located, fired)
+        if not self._explained and not fired:
+            self._remember()
         pending = self.suspects.pending
         entered = "NS804" in {origin and origin.code, located and located.suspect.code, pending and pending.code}
         if entered and run.config.repair_raising and run.policy.act and not _STEPPING:
@@ -99,16 +125,59 @@ class Search:
             self._record_located(located)
         elif origin is not None and not (origin.weak and self.suspects.pending is not None):
             self._explained = True
-            if origin.event is None:
-                code, message, trend = self._cause_of(origin.code, origin.message, origin.site)
-                self._name(self._run.event(code, "observed", origin.op, message, origin.site, facts=origin.facts, trend=trend))
-            else:
-                self._first_cause = self._first_cause or origin.event
-            self.suspects.drop()
+            self._name_birth(origin)
         elif fired:
             # What a guard mended at a line was not enough: that line is where it began.
             known = (e for place in fired for e in self._run.log if (e.file, e.line) == place and e.code not in CONSEQUENCES)
             self._first_cause = self._first_cause or next(known, None)
+
+    def _name_birth(self, birth: Birth) -> None:
+        self._explained = True
+        if birth.event is None:
+            code, message, trend = self._cause_of(birth.code, birth.message, birth.site, birth.trend)
+            self._name(self._run.event(code, "observed", birth.op, message, birth.site, facts=birth.facts, trend=trend))
+        else:
+            self._ends()
+            self._first_cause = self._first_cause or birth.event
+        self.suspects.drop()
+        self.replays.drop()
+
+    def sight(self, x: Tensor) -> None:
+        """The script itself looks at a loss that is not finite: it may stop here, so what can be known is found now."""
+        if RUNTIME.replaying or self._blamed or self._explained or _graph_task() != -1:
+            return
+        self._begin()
+        origin = self.births.origin()
+        if origin is not None and not origin.weak:
+            self._name_birth(origin)
+            return
+        self.suspects.look([x], self._run.tally.steps, self._run.site())
+        self._remember()
+        self._replay()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The script ended, or dies of an exception: a loss that was not finite and came to no backward pass is looked for in what its functions
+        held."""
+        if self._first_cause is None and not RUNTIME.replaying and not any(e.repaired and e.code not in CONSEQUENCES for e in self._run.log):
+            with without_function_modes():
+                left = scenes_at_end(error)
+            if left:
+                origin = self.births.origin()
+                if origin is not None and not origin.weak:
+                    self._name_birth(origin)
+                else:
+                    self.replays.remember(left)
+
+    def _remember(self) -> None:
+        with without_function_modes():
+            self.replays.remember(scenes())
+
+    def _replay(self) -> None:
+        """Do what failed once more, if nothing has explained it."""
+        if self.replays.is_wanted:
+            birth = self.replays.look(self._run)
+            if birth is not None:
+                self._name_birth(birth)
 
     def _watch_what_follows(self, *, anew: bool) -> None:
         """Watch the next steps, or end that. What was armed before and fired again did not suffice: something after it fails too."""
@@ -135,6 +204,7 @@ class Search:
 
     def _record_located(self, located: Located) -> None:
         suspect = located.suspect
+        self.replays.drop()
         facts = suspect.facts if located.module is None else {**suspect.facts, "module": located.module}
         self._explained = True
         code, message, trend = self._cause_of(suspect.code, suspect.message, located.site)
@@ -151,14 +221,25 @@ class Search:
             for p in bad:
                 p.data.copy_(torch.nan_to_num(p.detach(), nan=0.0, posinf=0.0, neginf=0.0))
 
+    def _begin(self) -> None:
+        self._failed_at = time.perf_counter() if self._failed_at is None else self._failed_at
+
+    def _ends(self) -> None:
+        if self.seconds is None and self._failed_at is not None:
+            self.seconds = time.perf_counter() - self._failed_at
+
     def _name(self, event: Event) -> None:
         """Record an origin; the first of the run is the first cause."""
+        self._ends()
         event = self._run.log.record(event)
         self._first_cause = self._first_cause or event
 
-    def _cause_of(self, code: str, message: str, site: Site | None) -> tuple[str, str, str | None]:
+    def _cause_of(self, code: str, message: str, site: Site | None, trend: str | None = None) -> tuple[str, str, str | None]:
         """The code, the message and the trend of an origin. A line whose results grew from call to call is an exploding recurrence."""
-        before = None if self._trend is None else self._trend.text
+        trend = trend or self._run.ranges.large_trend()
+        if trend is not None:
+            message = f"{message}; {trend}"
+        before = "; ".join(text for text in (trend, self._trend and self._trend.text) if text) or None
         grown = None if site is None else self.watch.recurrence_at(site)
         if grown is None:
             return code, message, before
@@ -175,6 +256,8 @@ class Search:
 
     def step_finished(self, *, healthy: bool) -> None:
         """Forget the step that ended."""
+        if healthy and not self._explained:
+            self._replay()  # the fault did not come again, so what followed it does not show it
         self.births.finish_step(healthy=healthy)
         # Failures in a row are one cascade; after a step that went well the next one is a new question.
         self._explained = self._explained and not healthy
@@ -190,8 +273,9 @@ class Search:
         self.amplification.stop()
 
     def close(self) -> None:
-        """What was found and has no line is said without one."""
+        """What was found and has no line is done once more; failing that it is said without one."""
         self.tell_trend()
+        self._replay()
         located = self.suspects.give_up()
         if located is not None and all(event.code in CONSEQUENCES for event in self._run.log):
             self._record_located(located)
@@ -201,7 +285,7 @@ class Search:
         """Say what made a clipped gradient large. It is the first cause of a run in which clipping kept everything finite."""
         if place.site is None:
             return
-        what = f"the largest number behind it, {place.size:.4g}, is" if is_forward else f"it grew most, {place.size:.4g} times, by what is"
+        what = f"what is large behind it, {place.size:.4g}, was" if is_forward else f"it grew most, {place.size:.4g} times, by what is"
         message = f"after a gradient norm of {norm:.4g}: {what} made here by {place.op}"
         event = self._run.event("NS507", "observed", place.op, message, place.site, facts=self._run.facts_of(place.value))
         self._amplifier = self._amplifier or self._run.log.record(event)

@@ -1,9 +1,10 @@
-"""Growth in the history of a run: a learning rate, a loss or a gradient norm that rises by a factor every step."""
+"""Growth in the history of a run: a learning rate, a loss or a gradient norm that rises by a factor a step, an argument that rises by an amount."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from instrument.history import StepRecord
 FEWEST_STEPS = 4
 LEAST_GROWTH = 30.0  # in all: noise of batches stays below
 MOSTLY = 0.7  # of the steps rise
+ALONG_A_LINE = 0.8  # correlation of values and steps
+LEAP = 0.2  # of a rise that has to come before its last step
 EXPLODED = 1e4  # float16 overflows at 6.5e4
 RUNAWAY_GROWTH = 1e3
 RUNAWAY_RATE = 1.0
@@ -56,6 +59,41 @@ def growth(values: Sequence[float | None], least: float = LEAST_GROWTH) -> Growt
     if part[-1] < least * part[0] or rising < MOSTLY * (len(part) - 1):
         return None
     return Growth(part[0], part[-1], len(part) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Rise:
+    """A number that rose from `first` to `last` over `steps` steps, by about the same each step: a log-variance on its way to overflow."""
+
+    first: float
+    last: float
+    steps: int
+
+    def __str__(self) -> str:
+        slope = (self.last - self.first) / self.steps
+        return f"rose by {slope:.3g} a step over the last {self.steps} steps, from {self.first:.3g} to {self.last:.3g}"
+
+
+def rise(values: Sequence[tuple[int, float]]) -> Rise | None:
+    """The stretch up to the last of these (step, value) over which the value rose, if it did so steadily and not in one leap at the end.
+
+    Batches differ: either values some steps apart are compared, or all lie along a line.
+    """
+    if len(values) <= FEWEST_STEPS:
+        return None
+    start = min(range(len(values) - FEWEST_STEPS), key=lambda i: values[i][1])
+    part = values[start:]
+    steps, sizes = zip(*part, strict=True)
+    apart = max(1, len(part) // 8)
+    rising = sum(later > earlier for earlier, later in zip(sizes, sizes[apart:], strict=False))
+    total = sizes[-1] - sizes[0]
+    if not total > 0.0 or max(sizes[:-1]) - sizes[0] < LEAP * total:
+        return None
+    if rising < MOSTLY * (len(part) - apart) and (
+        min(sizes[:-1]) == max(sizes[:-1]) or statistics.correlation(steps[:-1], sizes[:-1]) < ALONG_A_LINE
+    ):
+        return None
+    return Rise(sizes[0], sizes[-1], steps[-1] - steps[0])
 
 
 def recurrence(sizes: Sequence[float]) -> Growth | None:

@@ -267,6 +267,9 @@ class Watching(TorchFunctionMode):
         if is_parameter:
             site = loaded_at(x)
             code, what = "NS804", f"the parameter {parameter_names([x])[0]}"
+        elif (made := run.search.made.origin_of(x)) is not None:
+            run.search.born(made.code, made.op, message=made.message, x=x, site=made.site)
+            return
         else:
             label = variable_name(x)
             code, what = "NS803", "data" if label is None else f"the data {label}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 from collections import defaultdict
@@ -58,6 +59,13 @@ def main(argv: list[str] | None = None) -> int:
     watched = [row["watched"] for row in rows]
     unwatched = sum(1 for steps in watched if steps == 0)
     sys.stdout.write(f"watched steps: none in {unwatched} scripts, at most {max(watched)} in one\n")
+    failed = [row for row in rows if row["locating"] is not None]
+    soon = sorted(row["locating"] for row in failed)
+    ratios = sorted(row["locating"] / row["step_seconds"] for row in failed if row["step_seconds"])
+    if ratios:
+        told = f"median {statistics.median(soon) * 1e3:.2f} ms, at most {soon[-1] * 1e3:.0f} ms"
+        steps = f"median {statistics.median(ratios):.2g}, at most {ratios[-1]:.0f}"
+        sys.stdout.write(f"from a failure to its line, {len(failed)} scripts (the others never failed): {told}; in plain steps: {steps}\n")
     sys.stdout.writelines(f"not located: {line}\n" for line in missed)
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

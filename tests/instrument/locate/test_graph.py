@@ -173,9 +173,17 @@ def test_a_rare_fault_is_located_again_and_again_and_counts_as_one():
     assert event.line == line_of("rare: data")
 
 
-def test_the_last_step_of_a_run_has_no_line_to_show_and_says_so():
+def test_the_last_step_of_a_run_is_done_once_more():
     run = run_rarely(hole, steps=51)
     cause = run.first_cause
+    assert (cause.code, cause.line) == ("NS803", line_of("rare: data"))
+    assert "in 1 of 8 rows (5)" in cause.message
+    assert run.search.watch.steps == 0
+
+
+def test_what_cannot_be_done_once_more_has_no_line_and_says_so(monkeypatch):
+    monkeypatch.setattr("instrument.locate.replay.MOST_REPLAYS", 0)
+    cause = run_rarely(hole, steps=51).first_cause
     assert cause.code == "NS803"
     assert "no later step showed it" in cause.message
     assert "in 1 of 8 rows (5)" in cause.message

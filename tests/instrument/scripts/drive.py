@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import itertools
 import json
 import math
+import statistics
 import sys
 import warnings
 
@@ -49,6 +51,9 @@ def main():
                 row["named"] = None if cause is None else cause.line
                 row["cause"] = None if cause is None else json.loads(cause.as_json())
                 row["watched"] = outcome.run.search.watch.steps
+                times = [record.seconds for record in outcome.run.history]
+                row["locating"] = outcome.run.search.seconds
+                row["step_seconds"] = statistics.median(b - a for a, b in itertools.pairwise(times)) if len(times) > 1 else None
                 row["steps"] = outcome.run.tally.steps
                 row["events"] = [[e.code, e.action, e.op, e.line, e.count, e.file] for e in outcome.run.events]
         loss, finite = numbers_of(namespace)
