@@ -76,7 +76,7 @@ class Replays:
         try:
             with _aside(run, scenes):
                 for scene in scenes:
-                    found = _again(run, scene)
+                    found = _again(run, scene, innermost=scene is scenes[0])
                     if found is not None:
                         return found
         except Exception:
@@ -85,21 +85,25 @@ class Replays:
         return next(filter(None, map(_by_names, scenes)), None)
 
 
-def _again(run: Run, scene: Scene) -> Birth | None:
-    statements = statements_before(scene)
+def _again(run: Run, scene: Scene, *, innermost: bool) -> Birth | None:
+    """One function's statements. What an outer one is in the middle of is the call of the inner one: that is not begun anew."""
+    statements = [s for s in statements_before(scene) if innermost or not _is_running(s, scene)]
     with without_function_modes():
         bad = {name for name, value in scene.names.items() if _holds_bad(value)}
     for wanted in [names for names in (bad & scene.graded or bad, scene.graded) if names] or [set()]:
-        found = _evaluated(run, scene, [s for s in statements if assigned(s) & wanted or _is_running(s, scene)], statements, backward=not bad)
+        found = _evaluated(run, scene, [s for s in statements if assigned(s) & wanted or _is_assigning(s, scene)], statements, backward=not bad)
         if found is not None:
             return found
     return None
 
 
 def _is_running(statement: ast.stmt, scene: Scene) -> bool:
+    return statement.lineno <= scene.line <= (statement.end_lineno or statement.lineno)
+
+
+def _is_assigning(statement: ast.stmt, scene: Scene) -> bool:
     """Whether the number was found bad inside of this very statement, whose name has no value yet: a call of `torch.func.grad`."""
-    runs = statement.lineno <= scene.line <= (statement.end_lineno or statement.lineno)
-    return runs and isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign)
+    return _is_running(statement, scene) and isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign)
 
 
 def _evaluated(run: Run, scene: Scene, chosen: list[ast.stmt], statements: list[ast.stmt], *, backward: bool) -> Birth | None:
@@ -165,7 +169,7 @@ def _copies(names: dict[str, Any]) -> dict[str, Any]:
 def _by_names(scene: Scene) -> Birth | None:
     """The first statement that gave a bad value to a name and read none."""
     with without_function_modes():
-        bad = {name for name, value in scene.names.items() if _holds_bad(value)}
+        bad = {name for name in scene.graded if _holds_bad(scene.names[name])}
     for statement in statements_before(scene):
         single = isinstance(statement, ast.Assign | ast.AugAssign | ast.AnnAssign)
         if single and assigned(statement) & bad:

@@ -110,7 +110,7 @@ class Search:
         unexplained = (origin is None and not fired) or (origin is not None and origin.weak)
         located = self.suspects.look(roots, run.tally.steps, run.site()) if unexplained else None
         self._name_origin(origin, located, fired)
-        if not self._explained and not fired:
+        if not self._explained and not fired and len(roots) <= 1:  # the inputs of a loss that was bounded have an event already
             self._remember()
         pending = self.suspects.pending
         entered = "NS804" in {origin and origin.code, located and located.suspect.code, pending and pending.code}
