@@ -32,8 +32,8 @@ def batch_noise_like(x: Tensor) -> Tensor:
     """
     ranks = world_size()
     if ranks == 1:
-        # Compiled ahead of time (torch 2.13, aot_eager), several `randn_like` of one value in the log classifier did not give the numbers they
-        # give uncompiled; `randn` does (test_compilation.py). Not settled: why; a small example of the same shape shows no difference.
+        # Compiled ahead of time, several `randn_like` of one value become one and the same draw: torch 2.13 merges equal calls and does not know
+        # that one as random (`rand_ops` in torch._functorch.compile_utils); it knows `randn`.
         return torch.randn(x.shape, dtype=x.dtype, device=x.device) if torch.compiler.is_compiling() else torch.randn_like(x)
     rows = x.shape[0]
     first = dist.get_rank() * rows
