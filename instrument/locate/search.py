@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from instrument.armed_lines import Place
+from instrument.callsite import is_users
 from instrument.events import CONSEQUENCES, Event, Site
 from instrument.guards.parameter_names import parameter_names
 from instrument.guards.step import _STEPPING
@@ -49,6 +50,7 @@ class Search:
         self._first_cause: Event | None = None
         self._amplifier: Event | None = None
         self._trend: Trend | None = None
+        self._failed_line: Site | None = None
         self._failed_at: float | None = None
         self.seconds: float | None = None
         """From the first failure to its line; None while there is none. What a guard had seen is known at once."""
@@ -104,6 +106,7 @@ class Search:
         self._begin()
         self.compiled.failed()
         self._trend = self._trend or trend_of(run.history.leading_here())
+        self._failed_line = run.site()
         fired = run.armed.newly_fired()
         origin = self.births.origin(loss_is_finite=not roots)
         # Infinite data may be a mask; the graph knows whether something else was made in it.
@@ -250,7 +253,10 @@ class Search:
         """Say the trend at the line that steps. A learning rate that grew without bound is the cause, wherever the numbers overflowed."""
         trend, self._trend = self._trend, None
         if trend is not None:
-            event = self._run.note("NS512", "warned", "step", message=f"before this failure {trend.text}")
+            site = self._run.site()
+            if site is None or not is_users(site.file):
+                site = self._failed_line  # the script is over: what runs is whoever ran it
+            event = self._run.note("NS512", "warned", "step", message=f"before this failure {trend.text}", site=site)
             if trend.is_runaway:
                 self._first_cause = event
 
