@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from instrument.guards.gradient_filter import again, filtered, with_own_numbers
-from instrument.guards.result import AbstractResultGuard, Call
+from instrument.guards.result import AbstractResultGuard, Call, came_in
 from instrument.guards.rows import elements_of_rows, reduced_dims
 from instrument.runtime import RUNTIME, is_plain
 
@@ -57,7 +57,7 @@ class AbstractReductionGuard(AbstractResultGuard):
             rows = self.rows(call, x.detach(), out.detach()) | bad
             if bool(rows.any()):
                 behind = elements_of_rows(rows, x, dims)
-                told = self.told(call, x, site, elements_of_rows(broken & ~bad, x, dims))
+                told = self.told(call, x, site, elements_of_rows(came_in(broken & ~bad, out), x, dims))
                 inner = again(call.original, call.args, call.kwargs, {call.key(0, self.operand_name): filtered(x, behind, told)})
                 inners = inner if isinstance(inner, tuple) else (inner,)
                 flags = [rows if rows.shape == o.shape else torch.ones_like(o, dtype=torch.bool) for o in outs]

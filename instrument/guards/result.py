@@ -58,6 +58,12 @@ def smallest(out: Tensor) -> float:
     return result
 
 
+def came_in(bad: Tensor, out: Tensor) -> Tensor:
+    """Of the elements of a result that are not finite, as what they were made of was not: those made of a number that had gone bad before. -Inf made
+    of -Inf is a mask that went through, and what its gradient does there is the operation's own matter."""
+    return bad & ~torch.isneginf(out.detach())
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One call of a guarded operation and what it gave."""
@@ -245,7 +251,7 @@ class AbstractElementwiseGuard(AbstractResultGuard):
             at = self.edge(call.op, plain, out.detach()).expand_as(out)
             at = at | bad if any_bad else at
             if bool(at.any()):
-                result = self._filtered(call, values, at, self.told(call, shown, site, broken & ~bad))
+                result = self._filtered(call, values, at, self.told(call, shown, site, came_in(broken & ~bad, out)))
         if any_bad and self.bounds_forward(site):
             self.note_bounded(call, bad, shown, site)
             finite = RUNTIME.run.armed.within(self.bounded(call.op, plain, out.detach(), bad))

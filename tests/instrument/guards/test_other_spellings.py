@@ -156,8 +156,15 @@ ROADS = {
     "scale": _scaled,
     "grad": lambda f, w: f((w * 0.0).sqrt().sum() * 0.0 + (w / 0.0).sum(), [w]),
     "func": lambda f, w: f(lambda x: (x * NAN).sum())(w.detach()),
+    "vmap": lambda f, w: f(torch.func.grad(lambda x: (x * NAN).sum()))(w.detach()[None]),
 }
-NAMED = {"method": "NS509", "backward": "NS509", "scale": "NS509", "grad": "NS509", "func": "NS506"}
+HEALTHY = {
+    "scale": lambda f, w: f(torch.amp.GradScaler("cpu"), w.sum()),
+    "grad": lambda f, w: f(w.square().sum(), [w]),
+    "func": lambda f, w: f(lambda x: x.square().sum())(w.detach()),
+    "vmap": lambda f, w: f(torch.func.grad(lambda x: x.square().sum()))(w.detach()[None]),
+}
+NAMED = {"method": "NS509", "backward": "NS509", "scale": "NS509", "grad": "NS509", "func": "NS506", "vmap": "NS506"}
 
 
 @pytest.mark.parametrize("spelling", backward.spellings(), ids=lambda s: s.path)
@@ -166,10 +173,7 @@ def test_a_loss_or_gradient_that_is_not_finite_is_named_at_the_line_that_calls_t
         return ROADS[spelling.op](at(spelling), torch.ones(2, requires_grad=True))
 
     with instrument.stable(profile="guard") as healthy:
-        w = torch.ones(2, requires_grad=True)
-        {"func": lambda f: f(lambda x: x.square().sum())(w.detach()), "grad": lambda f: f(w.square().sum(), [w])}.get(
-            spelling.op, lambda f: f(torch.amp.GradScaler("cpu"), w.sum()) if spelling.op == "scale" else f(w.square().sum())
-        )(at(spelling))
+        HEALTHY.get(spelling.op, lambda f, w: f(w.square().sum()))(at(spelling), torch.ones(2, requires_grad=True))
     assert healthy.events == (), "negative control"
     with instrument.stable(profile="guard") as run:
         road()
