@@ -6,7 +6,7 @@ following step explains, when the script stops at a bad loss by itself, or when 
 
 Left as they were: parameters, buffers, plain attributes of modules, random streams, gradients, the log. An update or a `backward` that is met on the
 way ends the replay there. Random draws are others than the first time, and what a function does outside of its tensors (a counter in a global) it
-does once more; nothing is printed.
+does once more; nothing is printed. Among processes that train one model nothing is done again: the others would not take part.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from instrument.armed_lines import ArmedLines
+from instrument.distributed.agreement import is_at_work
 from instrument.events import Site
 from instrument.locate.births import Birth, Births
 from instrument.locate.graph import is_bad
@@ -59,7 +60,7 @@ class Replays:
 
     def remember(self, scenes: Sequence[Scene]) -> None:
         """Keep what the script's functions hold now, unless an earlier failure still waits."""
-        if not self.scenes and self._done < MOST_REPLAYS:
+        if not self.scenes and self._done < MOST_REPLAYS and not is_at_work():
             self.scenes = list(scenes)
 
     def drop(self) -> None:
@@ -70,7 +71,7 @@ class Replays:
         """Do it once more; the first birth, or, where the numbers came out well this time, the line whose result was bad although what it reads
         was not."""
         scenes, self.scenes = self.scenes, []
-        if not scenes or self._done >= MOST_REPLAYS or RUNTIME.replaying or torch._C._len_torch_dispatch_stack() > 0:
+        if not scenes or self._done >= MOST_REPLAYS or is_at_work() or RUNTIME.replaying or torch._C._len_torch_dispatch_stack() > 0:
             return None
         self._done += 1
         try:

@@ -79,7 +79,7 @@ def _euclidean_norm(tensors: list[Tensor]) -> float:
     """The 2-norm of dense real tensors on one CPU, in as few operations as it takes: between two training steps, each one that only this function
     calls finds torch's code out of the caches, which costs more than what it computes."""
     together = _joined(tensors)
-    if together is not None:
+    if together is not None and not together.is_complex():
         if together.dtype not in _HALF and together.numel() <= _DOT_AT_MOST:
             squares: float = _dot(together, together).item()
             return math.sqrt(squares)

@@ -41,7 +41,8 @@ def test_a_new_event_is_written_at_once_and_the_rest_in_time(tmp_path, monkeypat
         train(8, bad=(3,))
     assert seen[:3] == [(1, None), (2, None), (3, None)], "nothing has happened and two seconds have not passed"
     assert seen[3] == (4, 4), "a new event"
-    assert seen[4] == (5, 4), "not at every step"
+    assert seen[4] == (5, 5), "its line is known now"
+    assert seen[5] == (6, 5), "not at every step"
     assert report_folder.read(tmp_path).facts["state"] == "running"
     monkeypatch.setattr(journal, "SECONDS_BETWEEN", 0.0)
     monkeypatch.setattr(journal, "SHARE", math.inf)
