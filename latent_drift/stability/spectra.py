@@ -16,7 +16,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from latent_drift.errors import UsageError
 from latent_drift.stability.calling import call_model
 from latent_drift.stability.initialization.lsuv import undisturbed
-from latent_drift.stability.operators import Spectrum, lanczos, layer_operator, linear_operator
+from latent_drift.stability.operators import Operator, Spectrum, lanczos, layer_operator, linear_operator
+
+_FORMED_AT_MOST = 512  # inputs or outputs: its singular values take a moment
 
 # Largest slope of each elementwise function; SiLU's and GELU's are their maxima, to the digits given (rounded up).
 _SLOPES: dict[type[nn.Module], float] = {
@@ -52,14 +54,28 @@ def spectrum(layer: nn.Module | Tensor, k: int = 6, input_shape: tuple[int, ...]
     Raises:
         UsageError: a convolution without `input_shape`, or no linear map.
 
-    *Numerics*: Golub-Kahan-Lanczos through autograd; `errors[i]` bounds the distance of `values[i]` from a singular value. A convolution's reshaped
-    kernel is a different matrix, whose norm may be smaller or larger by the square root of the kernel's size.
+    *Numerics*: up to 512 inputs and outputs the matrix is formed and its singular values are exact but for rounding. Beyond, Golub-Kahan-Lanczos
+    through autograd: `errors[i]` bounds the distance of `values[i]` from a singular value, and one that repeats may be told once. A convolution's
+    reshaped kernel is a different matrix, whose norm may be smaller or larger by the square root of the kernel's size.
 
     >>> import torch
     >>> spectrum(torch.diag(torch.tensor([5.0, 3.0, 1.0])), k=2).values
-    tensor([5.0000, 3.0000], dtype=torch.float64)
+    tensor([5., 3.], dtype=torch.float64)
     """
-    return lanczos(layer_operator(layer, input_shape), k, rtol)
+    operator = layer_operator(layer, input_shape)
+    if max(operator.inputs, operator.outputs) > _FORMED_AT_MOST:
+        return lanczos(operator, k, rtol)
+    values = _singular_values(operator)
+    found = values[:k]
+    return Spectrum(found, torch.full_like(found, float(values[0]) * len(values) * torch.finfo(torch.float64).eps if len(values) else 0.0))
+
+
+def _singular_values(operator: Operator) -> Tensor:
+    """All of them, descending, in float64, of the matrix formed column by column."""
+    identity = torch.eye(operator.inputs, dtype=operator.dtype, device=operator.device)
+    matrix = torch.stack([operator.forward(column) for column in identity], 1)
+    values: Tensor = torch.linalg.svdvals(matrix.double() if matrix.device.type != "mps" else matrix)
+    return values.cpu()
 
 
 def condition_number(layer: nn.Module | Tensor, input_shape: tuple[int, ...] | None = None, max_size: int = 2048) -> float:
@@ -82,9 +98,7 @@ def condition_number(layer: nn.Module | Tensor, input_shape: tuple[int, ...] | N
         raise UsageError(
             f"condition_number: the map is {operator.outputs} x {operator.inputs}, larger than max_size={max_size}; raise it, or use spectrum"
         )
-    identity = torch.eye(operator.inputs, dtype=operator.dtype, device=operator.device)
-    matrix = torch.stack([operator.forward(column) for column in identity], 1)
-    values = torch.linalg.svdvals(matrix.double() if matrix.device.type != "mps" else matrix)
+    values = _singular_values(operator)
     largest, smallest = values[0].item(), values[-1].item()
     return largest / smallest if smallest > largest * torch.finfo(operator.dtype).eps else math.inf
 

@@ -23,6 +23,7 @@ from latent_drift.stability import (
     spectrum,
     stiffness_report,
 )
+from latent_drift.stability.operators import lanczos, layer_operator
 
 CONVOLUTIONS = {
     "padded": (nn.Conv2d(3, 4, 3, padding=1), (3, 6, 6)),
@@ -57,11 +58,24 @@ def test_convolutions_as_linear_maps(name: str) -> None:
 def test_spectrum_of_matrices_and_its_error_bound(shape: tuple[int, int]) -> None:
     w = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     exact = torch.linalg.svdvals(w)
-    found = spectrum(w, 5, rtol=1e-2)
     k = min(5, len(exact))
-    assert ((found.values[:k] - exact[:k]).abs() <= found.errors[:k] + 1e-9).all()
+    for found in (spectrum(w, 5, rtol=1e-2), lanczos(layer_operator(w), 5, rtol=1e-2)):
+        assert ((found.values[:k] - exact[:k]).abs() <= found.errors[:k] + 1e-9).all()
     assert spectrum(w, 1, rtol=1e-10).values[0].item() == pytest.approx(exact[0].item(), rel=1e-9)
     assert condition_number(w) == pytest.approx((exact[0] / exact[-1]).item(), rel=1e-9)
+
+
+def test_singular_values_that_repeat_are_told_as_often() -> None:
+    twice = torch.diag(torch.tensor([3.0, 3.0, 2.0, 1.0], dtype=torch.float64))
+    assert spectrum(twice, 3).values.tolist() == pytest.approx([3.0, 3.0, 2.0])
+    assert lanczos(layer_operator(twice), 3).values.tolist() == pytest.approx([3.0, 2.0, 1.0])  # negative control
+
+
+def test_maps_too_large_to_be_formed() -> None:
+    w = torch.randn(600, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = spectrum(w, 2, rtol=1e-8)
+    assert found.values.tolist() == pytest.approx(torch.linalg.svdvals(w)[:2].tolist(), rel=1e-7)
+    assert found.errors.max() > 0.0
 
 
 def test_degenerate_maps() -> None:
