@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import heapq
 import logging
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, Final, SupportsFloat
 
 import numpy as np
@@ -14,12 +13,14 @@ import torch
 from torch import Tensor
 
 from latent_drift.errors import UsageError
+from latent_drift.models.ranking import Ranking
 from latent_drift.models.sampling_tree import SamplingTree
 from latent_drift.models.sizes import require_size
 
 _LOG = logging.getLogger(__name__)
 
 _REJECTION_LIMIT: Final = 8  # draws allowed for each item asked for before the exact O(n) way is cheaper
+_SLOT_BITS: Final = 32  # a ticket of the ranking is the entry's age and, in its low bits, its slot
 
 
 class RaccoonMemory:
@@ -55,12 +56,12 @@ class RaccoonMemory:
         self.buffer: list[Any] = []
         self.scores: list[float] = []
         self._groups: list[Hashable] = []
-        self._stamps: list[int] = []  # age of a slot's content or score: a heap entry with another stamp is out of date
-        self._heaps: dict[Hashable, list[tuple[float, int, int]]] = {}
-        self._sizes: dict[Hashable, int] = {}
+        self._tickets: list[int] = []
+        self._ranked: list[float] = []  # the scores as they stand in the rankings
+        self._rankings: dict[Hashable, Ranking] = {}
         self._clock = 0
         self._tree = SamplingTree()
-        self._lists = (self.buffer, self.scores)  # what heaps and tree were built from
+        self._lists = (self.buffer, self.scores)  # what rankings and tree were built from
 
     def __len__(self) -> int:
         return len(self.buffer)
@@ -72,42 +73,46 @@ class RaccoonMemory:
         """Store a trajectory (a tensor, number, string, or tuple, list or dict of them); returns whether it was kept."""
         if self.legacy_compat:
             return self._legacy_add(trajectory, score)
-        value = _number(score)
+        value = score if type(score) is float else _number(score)
         self._follow_lists()
         if not math.isfinite(value):
             _LOG.warning("RaccoonMemory: a trajectory with score %s was not stored; scores must be finite", value)
             return False
         size = len(self.buffer)
         if size < self.max_size:
-            self.buffer.append(None)
-            self.scores.append(value)
-            self._groups.append(group)
-            self._stamps.append(-1)
-            self._tree.append()
-            self._place(size, trajectory, value, group)
+            self._append(trajectory, value, group)
             return True
         if size == 0:
             return False
-        victims = max(self._sizes, key=self._sizes.__getitem__) if len(self._sizes) > 1 else next(iter(self._sizes))
-        if self._sizes[victims] <= self._sizes.get(group, 0):
-            victims = group  # its own group is as large as any: a newcomer competes with its own kind
-        heap = self._current_heap(victims)
-        if victims == group and value < heap[0][0]:
+        rankings = self._rankings
+        victims = group if len(rankings) == 1 and group in rankings else self._largest_group(group)
+        ranking = rankings[victims]
+        if victims == group and value < ranking.lowest_score:
             return False
-        slot = heapq.heappop(heap)[2]
-        self._forget_group(victims)
-        self._place(slot, trajectory, value, group)
+        slot = ranking.pop() & ((1 << _SLOT_BITS) - 1)
+        if not ranking:
+            del rankings[victims]
+        self.buffer[slot] = _owned(trajectory)
+        self.scores[slot] = value
+        self._groups[slot] = group
+        self._rank(slot, value, group)
+        self._tree.set_score(slot, value)
         return True
 
     def update_score(self, index: int, score: SupportsFloat) -> None:
         """Give the trajectory at `index` of `buffer` a new score; one that is not finite is ignored."""
         value = _number(score)
-        if math.isfinite(value):
-            if not self.legacy_compat:
-                self._follow_lists()
+        if not math.isfinite(value):
+            return
+        if self.legacy_compat:
             self.scores[index] = value
-            if not self.legacy_compat:
-                self._register(index, value, self._groups[index])
+            return
+        self._follow_lists()
+        slot = range(len(self.buffer))[index]
+        self.scores[slot] = value
+        self._rankings[self._groups[slot]].remove(self._ranked[slot], self._tickets[slot])
+        self._rank(slot, value, self._groups[slot])
+        self._tree.set_score(slot, value)
 
     def sample(self, n: int | None = None, device: torch.device | str | None = None, *, batch_size: int | None = None) -> list[Any]:
         """`n` (or `batch_size`) trajectories on `device`, drawn with probability softmax(scores).
@@ -151,6 +156,12 @@ class RaccoonMemory:
         state = {"buffer": [_plain(t) for t in self.buffer], "scores": list(self.scores), "max_size": self.max_size}
         if any(group is not None for group in self._groups):
             state["groups"] = [_plain(group) for group in self._groups]
+        by_age = sorted(range(len(self._tickets)), key=self._tickets.__getitem__)
+        if by_age != list(range(len(by_age))):  # of equal scores the oldest goes first, after a restart too
+            ages = [0] * len(by_age)
+            for age, slot in enumerate(by_age):
+                ages[slot] = age
+            state["ages"] = ages
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -175,11 +186,13 @@ class RaccoonMemory:
             return
         for trajectory, score, group in zip(buffer, scores, groups, strict=True):
             self.add(copy.deepcopy(trajectory), score, group)
+        if "ages" in state and len(self.buffer) == len(buffer):
+            self._rank_all(state["ages"])
 
     def _follow_lists(self) -> None:
         """Start again from `buffer` and `scores` where somebody cleared, cut or replaced them."""
         buffer, scores = self.buffer, self.scores
-        if buffer is self._lists[0] and scores is self._lists[1] and len(buffer) == len(scores) == len(self._stamps):
+        if buffer is self._lists[0] and scores is self._lists[1] and len(buffer) == len(scores) == len(self._tickets):
             return
         if len(buffer) != len(scores):
             raise UsageError(f"RaccoonMemory: buffer holds {len(buffer)} trajectories and scores {len(scores)} numbers; expected as many of each")
@@ -187,35 +200,41 @@ class RaccoonMemory:
         self._clear()
         for trajectory, score, group in zip(buffer, scores, groups, strict=True):
             self.add(trajectory, score, group)
+        if isinstance(buffer, list) and isinstance(scores, list):  # whoever holds the lists goes on seeing what is remembered
+            buffer[:], scores[:] = self.buffer, self.scores
+            self.buffer, self.scores = self._lists = buffer, scores
 
-    def _place(self, slot: int, trajectory: Any, score: float, group: Hashable) -> None:
-        self.buffer[slot] = _owned(trajectory)
-        self.scores[slot] = score
-        self._groups[slot] = group
-        self._sizes[group] = self._sizes.get(group, 0) + 1
-        self._register(slot, score, group)
+    def _append(self, trajectory: Any, score: float, group: Hashable) -> None:
+        self.buffer.append(_owned(trajectory))
+        self.scores.append(score)
+        self._groups.append(group)
+        self._tickets.append(0)
+        self._ranked.append(score)
+        self._rank(len(self.buffer) - 1, score, group)
+        self._tree.append(score)
 
-    def _register(self, slot: int, score: float, group: Hashable) -> None:
+    def _rank(self, slot: int, score: float, group: Hashable) -> None:
         self._clock += 1
-        self._stamps[slot] = self._clock
-        heap = self._heaps.setdefault(group, [])
-        heapq.heappush(heap, (score, self._clock, slot))
-        # Out-of-date entries are dropped when they surface; where refreshed scores leave too many below, all go at once.
-        if len(heap) > 2 * self._sizes[group] + 64:
-            heap[:] = [entry for entry in heap if self._stamps[entry[2]] == entry[1]]
-            heapq.heapify(heap)
-        self._tree.set_score(slot, score)
+        ticket = self._tickets[slot] = self._clock << _SLOT_BITS | slot
+        self._ranked[slot] = score
+        ranking = self._rankings.get(group)
+        if ranking is None:
+            ranking = self._rankings[group] = Ranking()
+        ranking.add(score, ticket)
 
-    def _current_heap(self, group: Hashable) -> list[tuple[float, int, int]]:
-        heap = self._heaps[group]
-        while self._stamps[heap[0][2]] != heap[0][1]:
-            heapq.heappop(heap)
-        return heap
+    def _rank_all(self, ages: Sequence[int]) -> None:
+        """Rank everything as if it had come in the order of `ages`."""
+        self._rankings, self._clock = {}, 0
+        for slot in sorted(range(len(ages)), key=ages.__getitem__):
+            self._rank(slot, self._ranked[slot], self._groups[slot])
 
-    def _forget_group(self, group: Hashable) -> None:
-        self._sizes[group] -= 1
-        if self._sizes[group] == 0:
-            del self._sizes[group], self._heaps[group]
+    def _largest_group(self, newcomer: Hashable) -> Hashable:
+        """The newcomer's group if none is larger: it competes with its own kind. Of other groups of one size the one with the lowest score."""
+        sizes = {group: len(ranking) for group, ranking in self._rankings.items()}
+        largest = max(sizes.values())
+        if sizes.get(newcomer, 0) == largest:
+            return newcomer
+        return min((group for group, size in sizes.items() if size == largest), key=lambda group: self._rankings[group].lowest)
 
     def _distinct(self, count: int) -> list[int]:
         """`count` different slots, one after the other, each with its probability among those that are left."""
@@ -258,10 +277,12 @@ def _number(score: SupportsFloat) -> float:
 def _owned(value: Any) -> Any:
     """`value` without autograd history, its tensors copied where they are views of a larger storage."""
     if isinstance(value, Tensor):
-        value = value.detach()
-        storage = value.untyped_storage().nbytes() if value.layout is torch.strided else 0
-        return value.clone() if storage > value.numel() * value.element_size() else value
-    if type(value) in (tuple, list):
+        if value.requires_grad:
+            value = value.detach()
+        if value.layout is torch.strided and value.untyped_storage().nbytes() > value.nbytes:
+            return value.clone()
+        return value
+    if type(value) is tuple or type(value) is list:
         return type(value)([_owned(v) for v in value])
     if isinstance(value, dict):
         return {key: _owned(v) for key, v in value.items()}

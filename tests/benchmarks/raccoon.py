@@ -75,7 +75,9 @@ def _microseconds(name: str, work: Work, bar: float, note: str, repeats: int = 2
 
 
 def _adding(memory: RaccoonMemory | PlainMemory) -> Work:
-    scores = iter(torch.rand(10**6, generator=torch.Generator().manual_seed(1)).tolist())
+    # Scores that rise by one in 5,000: every newcomer is taken in and displaces another, in a memory of any size. Of scores that do not
+    # rise a memory refuses the more the longer it has lived beside its size, and two sizes would be compared at different work.
+    scores = iter((torch.rand(10**6, generator=torch.Generator().manual_seed(1)) + torch.arange(10**6) / 5000 + 0.5).tolist())
     trajectory = (torch.zeros(50, dtype=torch.long), torch.tensor(0))
     return lambda: memory.add(trajectory, next(scores))
 

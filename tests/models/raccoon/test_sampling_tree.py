@@ -8,13 +8,12 @@ from latent_drift.models.sampling_tree import SamplingTree
 
 def tree_of(scores):
     tree = SamplingTree()
-    for i, score in enumerate(scores):
-        tree.append()
-        tree.set_score(i, score)
+    for score in scores:
+        tree.append(score)
     return tree
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 9, 100])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 16, 17, 64, 65, 100, 300])
 def test_draws_invert_the_cumulated_probabilities(count):
     scores = torch.randn(count, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
     edges = torch.softmax(scores, 0).cumsum(0)
@@ -43,3 +42,26 @@ def test_scores_that_wander_off_are_weighed_again(steps):
     share = sum(tree.draw([u / 1000 for u in range(1000)])) / 1000
     assert share == pytest.approx(1 / (1 + math.exp(-1.0)), abs=2e-3)
     assert len(tree) == 2
+
+
+@pytest.mark.parametrize("count", [1, 5, 70, 3000])
+def test_what_is_drawn_depends_on_the_scores_alone(count):
+    generator = torch.Generator().manual_seed(count)
+    uniforms = torch.rand(500, dtype=torch.float64, generator=generator).tolist()
+    tree = SamplingTree()
+    scores = (3 * torch.randn(count, dtype=torch.float64, generator=generator)).tolist()
+    for score in scores:  # weighed against another reference, drawn from between changes few and many
+        tree.append(score + 500.0)
+        tree.draw(uniforms[:3])
+    for leaf in torch.randperm(count, generator=generator).tolist():
+        tree.set_score(leaf, scores[leaf])
+        if leaf % 100 == 0:
+            tree.draw(uniforms[:3])
+    assert tree._exponent != 0
+    assert tree.draw(uniforms) == tree_of(scores).draw(uniforms)
+
+
+def test_no_draw_falls_on_a_leaf_without_weight():
+    tree = tree_of([-1e5] * 40 + [0.0, 0.1, 0.2] + [-1e5] * 40)
+    largest = [math.nextafter(1.0, 0.0)] * 3 + [0.0]
+    assert set(tree.draw(largest + [i / 1000 for i in range(1000)])) == {40, 41, 42}
