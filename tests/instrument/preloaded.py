@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-LOADED = ("torch", "torch._dynamo", "instrument.cli", "instrument.runner", "instrument.session")
+LOADED = ("torch", "torch._dynamo", "instrument.commands", "instrument.runner", "instrument.session")
 
 
 class Preloaded:

@@ -1,5 +1,6 @@
 """The runner's options: one definition for both commands, and what --fail-on-event, --export and --live do to a script's run."""
 
+import subprocess
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 import instrument
-from instrument import cli
+from instrument import cli, commands
 from instrument.report.fixes import Fixes
 from instrument.runner import Outcome
 from tests.instrument.report.recorded import write_folder
@@ -33,7 +34,7 @@ def finished(profile, status, text):
     with instrument.stable(profile=profile) as run:
         eval(text, {"torch": torch})
     try:
-        cli._finish(Outcome(status, 0, run), report=None, fail_on_event=True, quiet=True)
+        commands._finish(Outcome(status, 0, run), report=None, fail_on_event=True, quiet=True)
     except typer.Exit as end:
         return end.exit_code
     return 0
@@ -96,3 +97,21 @@ def test_report_writes_the_page_again_and_names_a_folder_without_one(tmp_path, m
     empty = CliRunner().invoke(cli.app, ["report", str(tmp_path)])
     assert empty.exit_code == 2
     assert "events.jsonl" in empty.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ([], 2, "run     Run a script"),
+        (["run", "--help"], 0, "--fail-on-event"),
+        (["run", "--confg", "1.0.0", "train.py"], 2, "error: no such option: --confg"),
+        (["run", "no_such_script.py"], 2, "error: can't open file 'no_such_script.py'"),
+    ],
+    ids=["nothing", "help", "a mistyped option", "a missing script"],
+)
+def test_what_needs_no_torch_does_not_wait_for_it(arguments, status, said):
+    ask = "import sys\nfrom instrument import cli\ntry:\n    cli.main()\nfinally:\n    print('torch' in sys.modules)\n"
+    result = subprocess.run([sys.executable, "-c", ask, *arguments], capture_output=True, text=True, timeout=120)
+    assert result.returncode == status
+    assert said in result.stdout + result.stderr
+    assert result.stdout.splitlines()[-1] == "False"
