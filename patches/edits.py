@@ -7,6 +7,7 @@ the other waits for the next pass, which sees the new text.
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import tokenize
@@ -161,11 +162,19 @@ def _comments(text: str) -> list[str]:
         return []
 
 
+def _is_atomic(text: str) -> bool:
+    """Whether the text is a call, a name, a subscript: what needs no parentheses anywhere. CPython's parser is the cheap way to know."""
+    try:
+        return isinstance(ast.parse(text, mode="eval").body, (ast.Call, ast.Name, ast.Attribute, ast.Subscript))
+    except (SyntaxError, ValueError):
+        return False
+
+
 _LOOSE_PARENTS = (cst.Arg, cst.Assign, cst.AnnAssign, cst.AugAssign, cst.Return, cst.Index, cst.Element, cst.DictElement, cst.Expr, cst.Slice)
 
 
 def _needs_parentheses(source: Source, node: cst.BaseExpression, text: str) -> bool:
-    if node.lpar:
+    if node.lpar or _is_atomic(text):
         return False
     try:
         new = cst.parse_expression(text, config=source.module.config_for_parsing)

@@ -98,24 +98,42 @@ def is_writable(diagnostic: Diagnostic, unsafe: bool) -> bool:
     return bool(diagnostic.splices) and (diagnostic.safety == "safe" or (unsafe and diagnostic.safety == "unsafe"))
 
 
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """A text with its fixes applied, those fixes, and the findings that remain in it."""
+
+    text: str
+    applied: tuple[Diagnostic, ...]
+    remaining: tuple[Diagnostic, ...]
+
+
 def fix(
     text: str, path: str, rules: Sequence[AbstractRule], settings: Settings, wanted: Wanted | None = None, unsafe: bool | None = None
 ) -> tuple[str, list[Diagnostic]]:
-    """The text with every writable fix applied, pass after pass until none is left, and the fixes applied.
+    """The new text and the fixes applied: `mend` without what remains."""
+    mended = mend(text, path, rules, settings, wanted, unsafe)
+    return mended.text, list(mended.applied)
+
+
+def mend(text: str, path: str, rules: Sequence[AbstractRule], settings: Settings, wanted: Wanted | None = None, unsafe: bool | None = None) -> Mended:
+    """Applies every writable fix, pass after pass until none is left.
 
     A fix whose result does not compile is left out; if the rest do not compile together either, the file is left as the pass before made it.
     """
     allowed = settings.unsafe if unsafe is None else unsafe
     applied: list[Diagnostic] = []
     seen = {text}
-    for _ in range(_PASSES):
+
+    def found(text: str) -> Sequence[Diagnostic]:
         active = relevant(text, rules, settings)
         if not active and IGNORE_MARK not in text:
-            break
+            return ()
         source = Source(text, path, settings)
-        diagnostics: Sequence[Diagnostic] = check(source, active)
-        if wanted is not None:
-            diagnostics = wanted(source, diagnostics)
+        diagnostics = check(source, active)
+        return diagnostics if wanted is None else wanted(source, diagnostics)
+
+    diagnostics = found(text)
+    for _ in range(_PASSES):
         writable = [d for d in diagnostics if is_writable(d, allowed)]
         changed, chosen = apply_fixes(text, [d.splices for d in writable])
         if chosen and not _compiles(changed, text):
@@ -126,7 +144,8 @@ def fix(
         applied.extend(writable[index] for index in chosen)
         text = changed
         seen.add(text)
-    return text, applied
+        diagnostics = found(text)
+    return Mended(text, tuple(applied), tuple(diagnostics))
 
 
 def _compiles(text: str, before: str) -> bool:

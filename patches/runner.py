@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import gc
 import os
+import re
 import stat
+import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,7 +20,7 @@ from pathlib import Path
 import libcst as cst
 
 from patches import rulesets, selection, suppressions
-from patches.engine import IGNORE_MARK, Diagnostic, check, fix, relevant
+from patches.engine import IGNORE_MARK, Diagnostic, check, mend, relevant
 from patches.firing import FiredOnly, Firing, place
 from patches.notebooks import read_notebook
 from patches.rules import RULES, AbstractRule
@@ -25,6 +28,8 @@ from patches.settings import Settings
 from patches.source import Source, read_text
 
 _CHUNK = 16
+_DEEP, _DEEP_STACK = 40_000, 512 << 20  # frames, and bytes of address space for what of them is in C
+_BRACKETS, _BRACKET_DEPTH = re.compile(r"[()\[\]{}]"), 200  # CPython's own limit
 _POOL_FROM = 24  # starting workers costs what a couple of dozen files cost
 
 
@@ -142,46 +147,80 @@ def process_text(job: Job, text: str) -> Checked | Failed | PatchedText:
             kept = sorted([*kept, *unused], key=lambda d: (d.line, d.column))
         return kept
 
+    refusal = _cpython_refuses(text)
+    if _is_too_deep(refusal, text):
+        return Failed(job.shown, "is nested too deeply to be analysed")
     try:
         if not relevant(text, rules, job.settings) and IGNORE_MARK not in text:
-            failed = _syntax_error(text, job.shown)
+            failed = _syntax_error(refusal, text, job.shown)
             if failed is not None:
                 return failed
             notes = _notes(job, located, fired)
             return (text, (), (), notes) if job.patch else Checked(job.shown, (), notes)
         if job.patch:
-            changed, applied = fix(text, job.shown, rules, job.settings, wanted)
-            source = Source(changed, job.shown, job.settings)
-            remaining = tuple(wanted(source, check(source, relevant(changed, rules, job.settings))))
-            return changed, tuple(applied), remaining, _notes(job, located, fired)
+            mended = mend(text, job.shown, rules, job.settings, wanted)
+            return mended.text, mended.applied, mended.remaining, _notes(job, located, fired)
         source = Source(text, job.shown, job.settings)
         diagnostics = tuple(wanted(source, check(source, relevant(text, rules, job.settings))))
         return Checked(job.shown, diagnostics, _notes(job, located, fired))
     except cst.ParserSyntaxError as error:
         return Failed(job.shown, f"does not parse: {error.message.splitlines()[0]}", error.editor_line, error.editor_column)
     except RecursionError:
-        return Failed(job.shown, "is nested too deeply to be analysed")
+        return _with_a_deep_stack(job, text) or Failed(job.shown, "is nested too deeply to be analysed")
     except Exception as error:  # a rule met code that nobody thought of: that file is named, the others are done
         return Failed(job.shown, f"a defect of patches, please report it: {type(error).__name__}: {error}")
 
 
-def _syntax_error(text: str, shown: str) -> Failed | None:
-    """A file that no rule looks at is still reported if it is not Python; CPython's parser is the cheap way to know."""
+def _with_a_deep_stack(job: Job, text: str) -> Checked | Failed | PatchedText | None:
+    """The same in a thread that may recurse further: a sum of a thousand terms is a tree a thousand levels deep. None if that is not enough."""
+    if sys.getrecursionlimit() >= _DEEP:
+        return None
+    found: list[Checked | Failed | PatchedText] = []
+    limit, size = sys.getrecursionlimit(), threading.stack_size(_DEEP_STACK)
+    try:
+        sys.setrecursionlimit(_DEEP)
+        thread = threading.Thread(target=lambda: found.append(process_text(job, text)))
+        thread.start()
+        thread.join()
+    finally:
+        threading.stack_size(size)
+        sys.setrecursionlimit(limit)
+    return found[0] if found else None
+
+
+def _cpython_refuses(text: str) -> Exception | None:
+    """What CPython's parser says against the text: the cheap way to know that it is not Python."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            compile(text, shown, "exec", flags=ast.PyCF_ONLY_AST, dont_inherit=True)
-        except SyntaxError as error:
-            try:
-                cst.parse_module(text)  # it may be newer Python than the interpreter that runs us
-            except cst.ParserSyntaxError:
-                pass
-            else:
-                return None
-            return Failed(shown, f"does not parse: {error.msg}", error.lineno or 1, error.offset or 1)
-        except ValueError as error:  # null bytes
-            return Failed(shown, f"does not parse: {error}")
+            compile(text, "<checked>", "exec", flags=ast.PyCF_ONLY_AST, dont_inherit=True)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # ValueError: null bytes; MemoryError: the parser's own depth
+            return error
     return None
+
+
+def _is_too_deep(refusal: Exception | None, text: str) -> bool:
+    """Whether the text is nested deeper than CPython takes; LibCST's parser would overflow the stack, and the process with it."""
+    if isinstance(refusal, (RecursionError, MemoryError)):
+        return True
+    if not isinstance(refusal, SyntaxError):
+        return False
+    depth = deepest = 0
+    for bracket in _BRACKETS.findall(text):
+        depth = max(depth + (1 if bracket in "([{" else -1), 0)
+        deepest = max(deepest, depth)
+    return deepest > _BRACKET_DEPTH
+
+
+def _syntax_error(refusal: Exception | None, text: str, shown: str) -> Failed | None:
+    """A file that no rule looks at is still reported if it is not Python."""
+    if isinstance(refusal, SyntaxError):
+        try:
+            cst.parse_module(text)  # it may be newer Python than the interpreter that runs us
+        except cst.ParserSyntaxError:
+            return Failed(shown, f"does not parse: {refusal.msg}", refusal.lineno or 1, refusal.offset or 1)
+        return None
+    return Failed(shown, f"does not parse: {refusal}") if refusal is not None else None
 
 
 def _notes(job: Job, located: object, fired: FiredOnly | None) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import libcst as cst
 from libcst._nodes.internal import CodegenState
 
 from patches.settings import Settings
+from patches.star_imports import EXPORTED
 
 _TRIVIA = ("whitespace", "lpar", "rpar", "leading", "trailing", "semicolon", "comma", "header", "footer", "lbracket", "rbracket", "lines_")
 
@@ -117,6 +118,11 @@ def _traits(kind: type[cst.CSTNode]) -> tuple[tuple[str, ...], tuple[str, ...], 
 @cache
 def _is_node_type(kind: type) -> bool:
     return issubclass(kind, cst.CSTNode)
+
+
+@cache
+def _is_statement(kind: type) -> bool:
+    return issubclass(kind, (cst.SimpleStatementLine, cst.SimpleStatementSuite, cst.BaseCompoundStatement))
 
 
 class _Indexer:
@@ -249,12 +255,24 @@ class _Indexer:
             return
         prefix = "." * len(node.relative) + (dotted_name(node.module) or "" if node.module is not None else "")
         if isinstance(node.names, cst.ImportStar):
-            self.source.star_imports.append(prefix)
+            self._star_import(node, prefix, scope, branches)
             return
         for alias in node.names:
             name = alias.name.value if isinstance(alias.name, cst.Name) else ""
             local = alias.asname.name.value if alias.asname is not None and isinstance(alias.asname.name, cst.Name) else name
             self._bind(scope, local, "import", node, branches, target=f"{prefix}.{name}" if prefix else name)
+
+    def _star_import(self, node: cst.ImportFrom, module: str, scope: Scope, branches: tuple[Branch, ...]) -> None:
+        """`from torch import *` binds what torch exports; one of a module that is not known may rebind any of that."""
+        self.source.star_imports.append(module)
+        for name in EXPORTED.get(module, ()):
+            if all(b.kind == "import" and b.branches == branches for b in scope.bindings.get(name, ())):
+                scope.bindings.pop(name, None)  # the later import wins
+            self._bind(scope, name, "import", node, branches, target=f"{module}.{name}")
+        if module not in EXPORTED:
+            for name, bindings in scope.bindings.items():
+                if any(isinstance(b.node, cst.ImportFrom) and isinstance(b.node.names, cst.ImportStar) for b in bindings):
+                    bindings.append(Binding(name, "unknown", node, self.count, branches))
 
 
 class _Recorder(CodegenState):
@@ -319,6 +337,9 @@ class Source:
         self.attribute_writes: list[tuple[cst.Attribute, Binding]] = []
         self.star_imports: list[str] = []
         self._scope_of: dict[cst.CSTNode, Scope] = {}
+        self._statement_of: dict[cst.CSTNode, cst.CSTNode] = {}
+        self._function_of: dict[cst.CSTNode | None, cst.FunctionDef | None] = {}
+        self._branches: dict[cst.CSTNode, tuple[Branch, ...]] = {}
         self.memo: dict[str, Any] = {}  # what other modules have worked out about this file
         self.root = Scope(self.module, "module", None)
         self.scopes[self.module] = self.root
@@ -343,8 +364,13 @@ class Source:
 
     def function_of(self, node: cst.CSTNode) -> cst.FunctionDef | None:
         """The function whose body `node` is in, None at module or class level."""
-        found = self.enclosing(node, cst.FunctionDef)
-        return found if isinstance(found, cst.FunctionDef) else None
+        statement = self.statement_of(node)
+        if statement is not node and isinstance(statement, cst.FunctionDef):
+            return statement
+        if statement not in self._function_of:
+            found = self.enclosing(statement if statement is not None else node, cst.FunctionDef)
+            self._function_of[statement] = found if isinstance(found, cst.FunctionDef) else None
+        return self._function_of[statement]
 
     def class_of(self, node: cst.CSTNode) -> cst.ClassDef | None:
         """The class `node` is written in."""
@@ -353,14 +379,26 @@ class Source:
 
     def statement_of(self, node: cst.CSTNode) -> cst.CSTNode | None:
         """The statement line, or compound statement, that holds the expression."""
+        found = self._statement_of.get(node)
+        passed: list[cst.CSTNode] = []
         current: cst.CSTNode | None = node
-        while current is not None and not isinstance(current, (cst.SimpleStatementLine, cst.SimpleStatementSuite, cst.BaseCompoundStatement)):
+        while found is None and current is not None:
+            found = current if _is_statement(type(current)) else self._statement_of.get(current)
+            passed.append(current)
             current = self.parents.get(current)
-        return current
+        if found is not None:
+            for below in passed:
+                self._statement_of[below] = found
+        return found
 
     def with_items(self, node: cst.CSTNode) -> Iterator[cst.BaseExpression]:
         """The context managers open at `node` inside its function, innermost first."""
-        for ancestor in self.ancestors(node):
+        statement = self.statement_of(node)
+        if statement is None:
+            return
+        for ancestor in (statement, *self.ancestors(statement)):
+            if ancestor is node:
+                continue
             if isinstance(ancestor, cst.FunctionDef):
                 return
             if isinstance(ancestor, cst.With):
@@ -369,21 +407,32 @@ class Source:
 
     def scope_of(self, node: cst.CSTNode) -> Scope:
         """The scope that an expression is evaluated in (a function's own defaults and decorators count as inside it)."""
-        known = self._scope_of.get(node)
-        if known is not None:
-            return known
+        scope = self._scope_of.get(node)
+        passed: list[cst.CSTNode] = []
         current: cst.CSTNode | None = node
-        scope = self.root
-        while current is not None:
-            if current in self.scopes:
-                scope = self.scopes[current]
-                break
+        while scope is None and current is not None:
+            scope = self.scopes.get(current) or self._scope_of.get(current)
+            passed.append(current)
             current = self.parents.get(current)
-        self._scope_of[node] = scope
+        if scope is None:
+            scope = self.root
+        for below in passed:  # a chain of a thousand operators is climbed once, not once for each of its names
+            self._scope_of[below] = scope
         return scope
 
     def branches_of(self, node: cst.CSTNode) -> tuple[Branch, ...]:
         """The conditional blocks around `node`, outermost first."""
+        statement = self.statement_of(node)
+        if statement is None or statement is node:
+            return self._branches_around(node)
+        if isinstance(statement, cst.BaseCompoundStatement):  # the node is of its head or of one of its blocks
+            return self._branches_around(node)
+        known = self._branches.get(statement)
+        if known is None:
+            known = self._branches[statement] = self._branches_around(statement)
+        return known
+
+    def _branches_around(self, node: cst.CSTNode) -> tuple[Branch, ...]:
         path: list[Branch] = []
         child: cst.CSTNode = node
         for ancestor in self.ancestors(node):

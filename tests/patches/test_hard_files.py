@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
+import libcst as cst
 import pytest
 
 from patches.engine import fix
 from patches.rules import RULES
+from patches.runner import Failed, Job, Patched, process
 from patches.settings import Settings
+from patches.source import Source
 
 EVERYTHING = Settings(unsafe=True)
 
@@ -110,3 +114,40 @@ def test_an_attribute_made_of_itself_is_bounded_once():
         "    def g(self, mu, logstd):\n        return mu + torch.randn_like(mu) * torch.exp(logstd)\n"
     )
     assert patched(text).count("softplus(50") <= 2
+
+
+def outcome(text: str, tmp_path, patch: bool = True):
+    path = tmp_path / "file.py"
+    path.write_text(text, encoding="utf-8")
+    return process(Job(path, "file.py", EVERYTHING, patch=patch))
+
+
+def test_a_sum_of_a_thousand_terms_is_analysed(tmp_path):
+    terms = ["torch.log(torch.softmax(x, 1))", *(f"a{i}" for i in range(1_000)), "torch.log(torch.sigmoid(x))"]
+    text = "import torch\n\n\ndef f(x, y):\n    return " + " + ".join(terms) + "\n"
+    with pytest.raises(RecursionError):
+        Source(text)  # it is deeper than the interpreter goes by itself
+    limit = sys.getrecursionlimit()
+    result = outcome(text, tmp_path)
+    assert isinstance(result, Patched)
+    expected = text.replace(terms[0], "torch.log_softmax(x, 1)").replace(terms[-1], "torch.nn.functional.logsigmoid(x)")
+    assert result.after.decode() == expected
+    assert sys.getrecursionlimit() == limit
+
+
+@pytest.mark.parametrize("text", ["(" * 5000 + "x" + ")" * 5000, "f(" * 5000 + ")" * 5000, "x" + ".a()" * 8000, "-" * 8000 + "x"])
+@pytest.mark.parametrize("head", ["", "import torch\ny = torch.log(torch.softmax(x, 1))\n"])
+def test_what_python_itself_finds_too_deep_is_said_and_takes_nothing_down(text, head, tmp_path):
+    result = outcome(head + text + "\n", tmp_path)
+    assert isinstance(result, Failed)
+    assert "nested too deeply" in result.reason
+
+
+def test_a_file_without_a_fix_is_parsed_once(monkeypatch, tmp_path):
+    parsed = []
+    original = cst.parse_module
+    monkeypatch.setattr(cst, "parse_module", lambda *a, **k: parsed.append(1) or original(*a, **k))
+    result = outcome("import torch\n\n\ndef f(x, logp, old):\n    return torch.exp(x), torch.softmax(x, 1)\n", tmp_path)
+    assert isinstance(result, Patched)
+    assert result.before == result.after
+    assert len(parsed) == 1
