@@ -75,6 +75,8 @@ class Run:
         self.armed = ArmedLines(self.policy)
         self.optimizers: WeakSet[torch.optim.Optimizer] = WeakSet()
         self.backward_calls = 0
+        self.threads: set[int] = set()
+        """Threads in which optimizers have stepped. Where there are several nothing is replayed: what is put aside for that is theirs too."""
         self.updates_by_hand = False
         self.scaled_loss: weakref.ref[Tensor] | None = None
         self.kept = KeptParameters()

@@ -99,6 +99,7 @@ def _is_captured() -> bool:
 
 def _judged_step(optimizer: Optimizer, run_step: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     run = RUNTIME.run
+    run.threads.add(get_ident())
     run.read_deferred()
     closure = _closure_of(args, kwargs) if args or kwargs else None
     lent, skip = run.recovery.before_step(run, optimizer)

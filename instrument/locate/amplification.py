@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from instrument.callsite import user_site
 from instrument.events import Site
 from instrument.guards.step import _STEPPING
+from instrument.locate.open_mode import OpenMode
 from instrument.runtime import is_plain
 from instrument.tensors import tensors_in
 from latent_drift.numerics.finite import largest_magnitude
@@ -96,30 +97,29 @@ class Amplification:
     """Surveys of one run."""
 
     def __init__(self) -> None:
-        self._survey: _Survey | None = None
+        self._open: OpenMode[_Survey] | None = None
         self._surveyed_norm = 0.0
         self._began = False
 
     def begin(self, norm: float, warn_norm: float) -> None:
         """A gradient of this norm was clipped. A mode that somebody else has open stays the topmost, and compiled code would be compiled anew for
         one: there nothing is surveyed."""
-        if norm <= max(warn_norm, self._surveyed_norm * GROWN) or self._survey is not None or torch._C._len_torch_function_stack() > 0:
+        if norm <= max(warn_norm, self._surveyed_norm * GROWN) or self._open is not None or not OpenMode.may_open():
             return
         if "torch._dynamo" in sys.modules and torch._dynamo.utils.counters["frames"]:
             return
         self._surveyed_norm = norm
         self._began = False
-        self._survey = _Survey()
-        self._survey.__enter__()  # type: ignore[no-untyped-call]
+        self._open = OpenMode(_Survey())
 
     def step_finished(self) -> tuple[float, Amplifier, bool] | None:
         """After a whole step was surveyed: the norm that asked for it, the place, and whether that is of the forward pass."""
-        if self._survey is None:
+        if self._open is None:
             return None
         if not self._began:
             self._began = True  # the step that was clipped ends; the next one is surveyed from its beginning
             return None
-        survey = self._survey
+        survey = self._open.mode
         survey.done = True
         self.settle()
         is_forward = survey.forward.size >= LARGE
@@ -127,12 +127,11 @@ class Amplification:
 
     def settle(self) -> None:
         """Take a finished survey off the stack of modes, if it is the topmost."""
-        if self._survey is not None and self._survey.done and torch.overrides._get_current_function_mode() is self._survey:
-            self._survey.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            self._survey = None
+        if self._open is not None and self._open.mode.done and self._open.leave():
+            self._open = None
 
     def stop(self) -> None:
         """The block closes."""
-        if self._survey is not None:
-            self._survey.done = True
+        if self._open is not None:
+            self._open.mode.done = True
             self.settle()

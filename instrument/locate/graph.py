@@ -18,7 +18,7 @@ from torch import Tensor
 from instrument.events import Site
 from instrument.guards.loading import loaded_at
 from instrument.guards.parameter_names import parameter_names
-from instrument.locate.origin import bad_data, feeding_parameters, kinds, spread, variable_name
+from instrument.locate.origin import bad_data, feeding_parameters, kinds, spread, undetached, variable_name
 from instrument.runtime import RUNTIME, is_plain, without_function_modes
 from latent_drift.numerics.finite import is_finite, summarise
 
@@ -130,20 +130,29 @@ class Suspect:
     """What the node calls the data that came in bad."""
     site: Site | None = None
     """Where it came in, if that is known already."""
+    fed_by: tuple[torch.Size, ...] = ()
+    """The shapes of the parameters nearest to the node: two models that train in turn begin with the same operations. A script that makes its
+    parameters anew at each step keeps their shapes."""
 
-    def place_in(self, nodes: Sequence[Any], places: Mapping[Any, Place], entered_at: Callable[[Tensor], Place | None]) -> Place | None:
+    def place_in(
+        self, nodes: Sequence[Any], places: Mapping[Any, Place], entered_at: Callable[[Tensor], Place | None], since: int = 0
+    ) -> Place | None:
         """The line of the same node in the graph of another step, whose nodes' lines are known; None if that step went another way.
 
         Args:
             nodes: the other graph's operations in the order in which they ran.
             places: the lines at which nodes were made, with the module's path. A composite operation is known by its last node.
             entered_at: for data that was computed from bad data in that step, the line at which that entered.
+            since: the sequence number of autograd's nodes from which lines are known: the watching may have begun in the middle of a graph.
         """
         names, index = _comparable(self.names, self.index)
         others = [i for i, node in enumerate(nodes) if not _is_ours(node.name())]
         other_names = [nodes[i].name() for i in others]
         position = _counterpart(names, index, other_names)
         if position is None:
+            return None
+        node = nodes[others[position]]
+        if node._sequence_nr() < since or self.fed_by != _shapes_feeding(node):
             return None
         if self.argument is not None:
             values = (value for name, value in _saved(nodes[others[position]]) if name == self.argument)
@@ -185,18 +194,23 @@ def _counterpart(names: list[str], index: int, others: list[str]) -> int | None:
     return None
 
 
-def suspect_behind(roots: Sequence[Any], step: int) -> Suspect | None:
+MOST_GRAPHS = 8
+"""Graphs that are followed from one to the next where a script detaches."""
+
+
+def suspect_behind(roots: Sequence[Any], step: int, graphs: int = MOST_GRAPHS) -> Suspect | None:
     """Who made the first bad number of these (a loss, or what goes into one), as far as the graph that is alive can tell."""
     with torch.no_grad(), without_function_modes():
         nodes = nodes_behind(roots)
-        return _Reading(nodes, roots).suspect(step) if nodes else None
+        return _Reading(nodes, roots, graphs).suspect(step) if nodes else None
 
 
 class _Reading:
     """One look at a graph: what is known to be finite, what is not, and what came in from outside of it."""
 
-    def __init__(self, nodes: list[Any], roots: Sequence[Any]) -> None:
+    def __init__(self, nodes: list[Any], roots: Sequence[Any], graphs: int) -> None:
         self._nodes = nodes
+        self._graphs = graphs
         self._position = {node: i for i, node in enumerate(nodes)}
         self._is_bad: dict[Any, bool] = {}
         self._bad_values: dict[Any, Tensor] = {}
@@ -206,10 +220,16 @@ class _Reading:
         for root in roots:
             if isinstance(root, Tensor) and root.grad_fn is not None:
                 self._judge(root.grad_fn, root)
-        looked_at: dict[int, bool] = {}
+        looked_at: dict[int, tuple[Tensor, bool]] = {}  # the tensors with it: a graph gives new objects, and the id of one that is gone returns
+
+        def look(x: Tensor) -> bool:
+            if id(x) not in looked_at:
+                looked_at[id(x)] = x, is_bad(x)
+            return looked_at[id(x)][1]
+
         for node in nodes:
             for name, value in _saved(node):
-                bad = looked_at.setdefault(id(value), is_bad(value))
+                bad = look(value)
                 maker = value.grad_fn
                 if maker is None and name.startswith(_OWN_RESULTS) and not value.requires_grad:
                     maker = node
@@ -222,7 +242,7 @@ class _Reading:
                     self._inputs.setdefault(node, []).append(value)
             for following, _ in node.next_functions:
                 variable = getattr(following, "variable", None)
-                if isinstance(variable, Tensor) and looked_at.setdefault(id(variable), is_bad(variable)):
+                if isinstance(variable, Tensor) and look(variable):
                     self._came_in.setdefault(node, []).append(variable)
 
         for node in nodes:
@@ -282,6 +302,10 @@ class _Reading:
         if made is not None:
             suspect = self._named(node, made.code, made.message, step, x)
             return replace(suspect, op=made.op, site=made.site, facts=made.facts or suspect.facts)
+        source = undetached(x) if self._graphs > 1 else None
+        behind = suspect_behind([source], step, self._graphs - 1) if source is not None else None
+        if behind is not None:
+            return behind
         name_of_data = variable_name(x)
         what = f"the data {name_of_data}" if name_of_data else "data"
         return self._named(node, "NS803", f"{what} of shape {tuple(x.shape)} holds {kinds(x)} {spread(x)} before any operation", step, x)
@@ -332,7 +356,11 @@ class _Reading:
             facts |= {"nan": seen.nan, "inf": seen.posinf + seen.neginf}
         names = tuple(n.name() for n in self._nodes)
         argument = self._argument.get(id(x)) if code == "NS803" else None
-        return Suspect(code, _op(node), message, step, self._position[node], names, facts, argument)
+        return Suspect(code, _op(node), message, step, self._position[node], names, facts, argument, fed_by=_shapes_feeding(node))
+
+
+def _shapes_feeding(node: Any) -> tuple[torch.Size, ...]:
+    return tuple(p.shape for p in feeding_parameters(node))
 
 
 def _op(node: Any) -> str:

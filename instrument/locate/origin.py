@@ -25,6 +25,8 @@ def kinds(x: Tensor) -> str:
 def spread(x: Tensor) -> str:
     """Where the bad elements are: `in 3 of 64 rows (5, 17, 40), first at (5, 2)`. Rows are the entries of the first dimension."""
     bad = ~torch.isfinite(x.detach())
+    if not bool(bad.any()):
+        return "that were gone when it was looked at again"  # another thread has mended it meanwhile
     if x.dim() == 0:
         return "its only element"
     first = tuple(torch.nonzero(bad)[0].tolist())
@@ -63,6 +65,20 @@ def variable_name(x: Tensor) -> str | None:
                 found = _within(label, value, x)
                 if found is not None:
                     return found
+        frame = frame.f_back
+    return None
+
+
+def undetached(x: Tensor) -> Tensor | None:
+    """A variable of the script's frames that holds the very numbers of `x`, which has no graph, and still has the graph that made them: what a
+    generator gave, where `x` is what its discriminator was shown (`fake.detach()`)."""
+    frame = user_frame()
+    while frame is not None:
+        for index, (_, value) in enumerate(_values(frame)):
+            if index > _LOOK_AT:
+                break
+            if isinstance(value, Tensor) and value is not x and value.grad_fn is not None and _is_same(value, x):
+                return value
         frame = frame.f_back
     return None
 

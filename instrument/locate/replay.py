@@ -73,6 +73,8 @@ class Replays:
         scenes, self.scenes = self.scenes, []
         if not scenes or self._done >= MOST_REPLAYS or is_at_work() or RUNTIME.replaying or torch._C._len_torch_dispatch_stack() > 0:
             return None
+        if len(run.threads) > 1:
+            return None
         self._done += 1
         try:
             with _aside(run, scenes):
@@ -219,5 +221,5 @@ def _aside(run: Run, scenes: Sequence[Scene]) -> Iterator[None]:
             for p, before, gradient in parameters:
                 p.grad = gradient
                 if not torch.equal(p.detach().nan_to_num(), before.nan_to_num()):
-                    p.detach().copy_(before)
+                    p.data.copy_(before)  # unseen by autograd: another model's graph may still be waiting for its backward pass
         random.restore()

@@ -145,6 +145,13 @@ class Search:
         self.suspects.drop()
         self.replays.drop()
 
+    def look_behind(self, x: Tensor) -> None:
+        """An operation that is watched was given numbers that are not finite, made before the watching began by operations whose graph is alive."""
+        if self.suspects.pending is None and not self._explained:
+            located = self.suspects.look([x], self._run.tally.steps, self._run.site())
+            if located is not None:
+                self._record_located(located)
+
     def sight(self, x: Tensor) -> None:
         """The script itself looks at a loss that is not finite: it may stop here, so what can be known is found now."""
         if RUNTIME.replaying or self._blamed or self._explained or _graph_task() != -1:

@@ -65,7 +65,7 @@ class Suspects:
         """Lay the graph of a watched step beside the one that is wanted."""
         if self.pending is None or not watch.places:
             return None
-        place = self.pending.place_in(nodes_behind(roots), watch.places, watch.entered_at)
+        place = self.pending.place_in(nodes_behind(roots), watch.places, watch.entered_at, watch.since)
         if place is None:
             return None
         suspect, self.pending = self.pending, None

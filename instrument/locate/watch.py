@@ -10,7 +10,10 @@ from __future__ import annotations
 import functools
 import math
 import sys
+import threading
 import weakref
+from collections import ChainMap
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -28,7 +31,8 @@ from instrument.guards.parameter_names import parameter_names
 from instrument.guards.step import _STEPPING
 from instrument.interception import Replacement, replace_attribute, restore
 from instrument.locate.graph import Place, is_bad
-from instrument.locate.origin import kinds, spread, variable_name
+from instrument.locate.open_mode import OpenMode
+from instrument.locate.origin import kinds, spread, undetached, variable_name
 from instrument.locate.transforms import bare, is_transformed, nodes
 from instrument.locate.trends import Growth, recurrence
 from instrument.runtime import QUIET, is_plain
@@ -94,12 +98,17 @@ class Watching(TorchFunctionMode):
         self._run: weakref.ref[Run] = weakref.ref(run)
         self._met: dict[int, Tensor] = {}  # bad tensors of this step whose origin is known; kept alive so that ids stay theirs
         self._hooked: set[Any] = set()
+        self._from_before: set[int] = set()  # ids of those that were made before this mode was on: what becomes of them is no birth
         self.places: dict[Any, Place] = {}
         """Where the graph's nodes of this step were made."""
+        self.earlier_places: dict[Any, Place] = {}
+        """The same of the step before: where several optimizers take turns, what one's loss is made of was computed before the other's step."""
         self.entered: dict[int, tuple[Tensor, Place]] = {}
         """Tensors of this step that were computed from data with a hole, and the line at which that data entered; kept alive so that ids stay."""
         self.sizes: dict[tuple[str, int], dict[str, list[float]]] = {}
         """The largest magnitude of each finite result of this step, in order of the calls, by line and operation."""
+        self.since: int = torch._C._autograd._get_sequence_nr()
+        """The number of the first of autograd's nodes that this mode sees made."""
         self.done = False
         self.mending = False
 
@@ -129,7 +138,9 @@ class Watching(TorchFunctionMode):
                     if id(x) not in self._met:
                         self._came_in(run, name, x)
                 self._met[id(out)] = out
-                if not before or (not nan_before and bool(torch.isnan(out.detach()).any())):
+                if any(id(x) in self._from_before for x in before):
+                    self._from_before.add(id(out))
+                elif not before or (not nan_before and bool(torch.isnan(out.detach()).any())):
                     self._born(run, function, name, out, args, kwargs)
             if is_plain(out):
                 made_by = nodes(given)
@@ -270,6 +281,10 @@ class Watching(TorchFunctionMode):
         elif (made := run.search.made.origin_of(x)) is not None:
             run.search.born(made.code, made.op, message=made.message, x=x, site=made.site)
             return
+        elif (source := x if x.grad_fn is not None else undetached(x)) is not None:
+            self._from_before.add(id(x))
+            run.search.look_behind(source)  # made before this mode was on: its graph knows more than that it came in
+            return
         else:
             label = variable_name(x)
             code, what = "NS803", "data" if label is None else f"the data {label}"
@@ -311,8 +326,9 @@ class Watching(TorchFunctionMode):
     def forget_step(self) -> None:
         """A new step begins."""
         self._met.clear()
+        self._from_before.clear()
         self._hooked.clear()
-        self.places.clear()
+        self.earlier_places, self.places = self.places, {}
         self.entered.clear()
         self.sizes.clear()
 
@@ -322,21 +338,50 @@ def _qualified(function: Any) -> str:
     return name if name is not None else str(getattr(function, "__name__", function))
 
 
+def _tapped(mode: Watching) -> list[Replacement]:
+    original = torch.autograd.Function.__dict__["apply"].__func__
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return mode.watched(functools.partial(original, cls), cls.__name__, args, kwargs)
+
+    taps = [replace_attribute(torch.autograd.Function, "apply", classmethod(apply))]
+    for scripted in (torch.ScriptFunction, torch.ScriptMethod):
+        call = scripted.__call__
+
+        def called(program: Any, *args: Any, _call: Any = call, **kwargs: Any) -> Any:
+            return mode.watched(functools.partial(_call, program), program.name, args, kwargs)
+
+        taps.append(replace_attribute(scripted, "__call__", called))
+    return taps
+
+
 class Watch:
     """Turns the watching mode on and off for a run, within its budget of steps."""
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
         self._left = 0
-        self._mode: Watching | None = None
+        self._open: OpenMode[Watching] | None = None
+        self._opening = threading.Lock()
         self._taps: list[Replacement] = []
         self._step_began = False
         self.steps = 0
 
     @property
-    def places(self) -> dict[Any, Place]:
-        """Where the nodes of the step under way were made, while operations are being watched."""
-        return self._mode.places if self._mode is not None and self._step_began and not self._mode.done else {}
+    def _mode(self) -> Watching | None:
+        return None if self._open is None else self._open.mode
+
+    @property
+    def places(self) -> Mapping[Any, Place]:
+        """Where the nodes of the step under way, and of the one before it, were made, while operations are being watched."""
+        if self._mode is None or not self._step_began or self._mode.done:
+            return {}
+        return ChainMap(self._mode.places, self._mode.earlier_places)
+
+    @property
+    def since(self) -> int:
+        """The number of the first of autograd's nodes whose place is known."""
+        return 0 if self._mode is None else self._mode.since
 
     def entered_at(self, x: Tensor) -> Place | None:
         """The line at which the bad data that this tensor was computed from entered the step that is being watched."""
@@ -360,27 +405,17 @@ class Watch:
         return self._mode is not None and self._mode.mending
 
     def start(self, run: Run) -> bool:
-        """Begin watching if there is budget left and no other mode is in the way (modes are a stack: one that somebody closes later must stay
-        on top). A call of `apply` on an autograd.Function passes no mode, and a call of a TorchScript program neither, so they are
-        replaced for the time."""
-        if self._mode is not None or self.steps >= self._budget * FAILURES_WATCHED or torch._C._len_torch_function_stack() > 0:
+        """Begin watching if there is budget left and no other mode is in the way. A call of `apply` on an autograd.Function passes no mode, and a
+        call of a TorchScript program neither, so they are replaced for the time."""
+        if self.steps >= self._budget * FAILURES_WATCHED or not OpenMode.may_open():
             return False
-        mode = self._mode = Watching(run)
+        with self._opening:  # of several threads that fail at once, one watches
+            if self._open is not None:
+                return False
+            mode = Watching(run)
+            self._taps = _tapped(mode)
+            self._open = OpenMode(mode)
         self._left = min(self._budget, self._budget * FAILURES_WATCHED - self.steps)
-        original = torch.autograd.Function.__dict__["apply"].__func__
-
-        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            return mode.watched(functools.partial(original, cls), cls.__name__, args, kwargs)
-
-        self._taps = [replace_attribute(torch.autograd.Function, "apply", classmethod(apply))]
-        for scripted in (torch.ScriptFunction, torch.ScriptMethod):
-            call = scripted.__call__
-
-            def called(program: Any, *args: Any, _call: Any = call, **kwargs: Any) -> Any:
-                return mode.watched(functools.partial(_call, program), program.name, args, kwargs)
-
-            self._taps.append(replace_attribute(scripted, "__call__", called))
-        mode.__enter__()  # type: ignore[no-untyped-call]
         self._step_began = False
         return True
 
@@ -410,13 +445,13 @@ class Watch:
 
     def settle(self) -> None:
         """Take a finished mode off, if it is the one on top: inside a call that it is handling it is not, and the next occasion does it."""
-        if self._mode is not None and self._mode.done and torch.overrides._get_current_function_mode() is self._mode:
-            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            self._mode = None
+        if self._open is not None and self._open.mode.done and self._open.leave():
+            self._open = None
             restore(self._taps)
 
     def stop(self) -> None:
-        """The block closes."""
+        """The block closes. A mode that another thread has on does nothing any more, and nothing that was replaced outlives the block."""
         if self._mode is not None:
             self._mode.done = True
             self.settle()
+            restore(self._taps)

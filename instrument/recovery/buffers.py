@@ -218,9 +218,9 @@ class KeptBuffers:
             self._generation = -1
             return []
         if slot.copy is not None and slot.copy.shape == tensor.shape and slot.copy.device == tensor.device:
-            tensor.detach().copy_(slot.copy)
+            tensor.data.copy_(slot.copy)  # unseen by autograd: a graph that saved the buffer may still be waiting for its backward pass
         elif slot.is_norm:
-            tensor.detach().fill_(_RESET[slot.name])  # spoilt by the very first batch: as it was before any
+            tensor.data.fill_(_RESET[slot.name])  # spoilt by the very first batch: as it was before any
         else:
             return []
         return [(module, slot.name)]

@@ -62,6 +62,7 @@ class _Copy:
         held = {id(p) for m in modules for p in m.parameters()}
         self._loose = _loose(optimizers, held)
         self._loose_copies = _Leaves(self._loose, storage)
+        self._written = [t for m in modules for t in (*m.parameters(), *m.buffers()) if not t.is_inference()]
 
     def refresh(self) -> None:
         self._snapshot.refresh()
@@ -70,7 +71,9 @@ class _Copy:
         self._loose_copies = _Leaves(self._loose, self._storage)
 
     def restore(self, *, random: bool) -> None:
-        self._snapshot.restore()
+        # Unseen by autograd: a graph that saved some of these may still be waiting for its backward pass (of two models that train in turn).
+        with torch.autograd._unsafe_preserve_version_counter(tuple(self._written)):  # type: ignore[attr-defined]
+            self._snapshot.restore()
         self._leaves.restore()
         self._loose_copies.restore()
         if random:

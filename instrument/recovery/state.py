@@ -137,7 +137,7 @@ def zero_spoilt_parameters(parameters: list[Tensor], *, overflowing: bool) -> tu
     lost: list[Tensor] = []
     with without_function_modes():
         for parameter in parameters:
-            values = dense_values(parameter)
+            values = dense_values(parameter.data)  # unseen by autograd: a graph that saved the parameter may still be waiting for its backward pass
             if values.dtype not in FLOATS or not values.numel():
                 continue
             limit = torch.finfo(values.dtype).max ** 0.5 if overflowing and values.dtype.itemsize > 2 else math.inf

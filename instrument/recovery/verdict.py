@@ -14,6 +14,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -73,6 +74,8 @@ class Verdicts:
         self._calls: list[_Call] = []
         self._depth = 0
         self._left = 0
+        self._thread = 0
+        """The thread whose calls are kept: a step's forward and its update are one thread's, and others may train beside it."""
         self._judged = False
         self._replaying = False
         self._replays = 0
@@ -91,6 +94,8 @@ class Verdicts:
         if is_at_work():
             return  # a model's forward pass may wait for other processes, whose step has not failed
         self._judged = True
+        if len(run.threads) > 1:
+            return  # the random streams and hooks that a replay uses are those of the other threads too
         if "torch._dynamo" in sys.modules and torch._dynamo.utils.counters["frames"]:
             # A compiled module warns about hooks on modules, and would be compiled anew for them.
             self._wanted = False
@@ -98,6 +103,8 @@ class Verdicts:
             return
         if not self._handles:
             self._start()
+            return
+        if self._thread != get_ident():
             return
         self._came_back = True
         verdict = self._replay(run)
@@ -111,6 +118,8 @@ class Verdicts:
     def step_finished(self) -> None:
         """The calls of this step are of no further use."""
         self._judged = False
+        if self._handles and self._thread != get_ident():
+            return
         self._calls.clear()
         if self._handles:
             self._left -= 1
@@ -144,9 +153,12 @@ class Verdicts:
             register_module_forward_hook(self._after, with_kwargs=True, always_call=True),
         ]
         self._depth = 0
+        self._thread = get_ident()
         self._left = WINDOW
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self._thread != get_ident():
+            return
         self._depth += 1
         if self._depth != 1 or self._replaying or torch.compiler.is_compiling() or len(self._calls) >= MOST_CALLS or not torch.is_grad_enabled():
             return
@@ -167,11 +179,16 @@ class Verdicts:
     def _after(self, module: nn.Module, args: Any, *rest: Any) -> None:
         # Where the call itself raised, torch calls a hook that always wants to be called without the keywords.
         kwargs, output = rest if len(rest) == 2 else ({}, rest[-1])
+        if self._thread != get_ident():
+            return
         self._depth = max(0, self._depth - 1)
-        if self._depth == 0 and not self._replaying and self._calls and self._calls[-1].module is module and self._calls[-1].result is None:
+        if self._depth != 0 or self._replaying or not self._calls:
+            return
+        call = self._calls[-1]
+        if call.module is module and call.result is None:
             with torch.no_grad(), without_function_modes():
-                self._calls[-1].kwargs = _cloned(kwargs)  # a global hook is given them only now
-                self._calls[-1].result = [t.detach().clone() for t in _results(output)]
+                call.kwargs = _cloned(kwargs)  # a global hook is given them only now
+                call.result = [t.detach().clone() for t in _results(output)]
 
     def _replay(self, run: Run) -> Verdict | None:
         step = run.tally.steps

@@ -63,7 +63,7 @@ def test_a_record_says_when_something_was_not_finite(monkeypatch: pytest.MonkeyP
 
 def test_recorded_runs_are_there() -> None:
     names = {path.stem for path in RECORDED.glob("*.jsonl")}
-    assert names >= {"b1", "b4", "b64", "b256", "bf16", "fp16"}
+    assert names >= {"b1", "b4", "b64", "b256", "bf16", "fp16", "fp32"}
     assert names <= set(RUNS)
 
 
