@@ -17,6 +17,7 @@ _NEVER_EMPTY = re.compile(
     r"lengths?_to_|sequence_mask|mask_from_len|get_mask_from|len_mask|make_pad_mask",
     re.IGNORECASE,
 )
+_MASK_NAME = re.compile(r"(^|_)masks?(_|\d|$)")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +50,46 @@ def fill(source: Source, node: cst.CSTNode) -> Fill | None:
     if m.number(source, first) is not None:
         return Fill(found.node, second, found.input, first)
     return None
+
+
+def copies(source: Source, index: cst.BaseSlice) -> bool:
+    """Whether an index is a mask, an index tensor or a list, for certain."""
+    if not isinstance(index, cst.Index):
+        return False
+    expression = flow.assigned(source, index.value)
+    if isinstance(expression, cst.List):
+        return True
+    if isinstance(expression, cst.UnaryOperation) and isinstance(expression.operator, cst.BitInvert):
+        return m.value_of(source, expression.expression).kind in ("tensor", "unknown")
+    if isinstance(expression, cst.Comparison):
+        sides = (expression.left, *(target.comparator for target in expression.comparisons))
+        kinds = {m.value_of(source, side).kind for side in sides}
+        return "tensor" in kinds or ("unknown" in kinds and not kinds & {"other", "numpy"} and m.number(source, sides[-1]) is not None)
+    value = m.value_of(source, expression)
+    if value.kind in ("unknown", "tensor") and isinstance(expression, (cst.Name, cst.Attribute)):
+        name = expression.value if isinstance(expression, cst.Name) else expression.attr.value
+        if _MASK_NAME.search(name):
+            return True
+    if value.kind == "tensor" and value.is_integer:
+        return isinstance(expression, cst.Call) and value.dtype in ("bool", "int64") and not _is_scalar(source, expression)
+    return False
+
+
+def _is_scalar(source: Source, call: cst.Call) -> bool:
+    """`x.argmax()` without a dim is one number: indexing by a 0-d integer tensor makes a view of x."""
+    found = m.operation(source, call)
+    return found is None or (found.name in ("argmax", "argmin", "numel", "size", "long", "int", "randint", "max", "min") and found.plain)
+
+
+def assigned_fill(source: Source, node: cst.Assign) -> tuple[cst.Name, cst.BaseExpression] | None:
+    """The scores and the mask of `scores[mask] = value`, for a mask that is one for certain and scores with a name."""
+    target = node.targets[0].target
+    if len(node.targets) != 1 or not isinstance(target, cst.Subscript) or not isinstance(target.value, cst.Name) or len(target.slice) != 1:
+        return None
+    index = target.slice[0].slice
+    if not isinstance(index, cst.Index) or not copies(source, index) or not m.imports_torch(source):
+        return None
+    return target.value, index.value
 
 
 def leaves_an_entry(source: Source, mask: cst.BaseExpression, at: cst.CSTNode, depth: int = 0) -> bool:

@@ -41,7 +41,7 @@ _NOT_TENSORS = frozenset(
 )
 TENSOR_ONLY_METHODS = frozenset(
     "softmax log_softmax sigmoid logsigmoid logsumexp unsqueeze clamp clamp_min clamp_max masked_fill masked_fill_ exp"
-    " expm1 log log1p log2 sqrt tanh rsqrt "
+    " expm1 log log1p log2 sqrt tanh rsqrt square "
     "detach backward requires_grad_ expand expand_as softplus index_select scatter scatter_ masked_select contiguous type_as unbind chunk exp_ log_ "
     "sqrt_ sigmoid_ clamp_ permute abs pow neg relu logit atanh erf reciprocal norm cuda cpu float half double bfloat16".split()
 )

@@ -19,6 +19,8 @@ LOG_SCALE_NAME = re.compile(
 )
 """Names of a log-variance, log-std or log-scale: logvar, fc_log_var, log_std, prior_logsigma, self.log_s, lv."""
 
+_SCALE_NAME = re.compile(r"(?i)(?:^|_)(?:var(?:iance)?|std(?:s|ev|dev)?|sigma)s?(?:$|_|\d)")
+"""Names of a scale itself: `sigma = exp(self.fc(h))` and `exp(self.var_decoder(h))` make the layer's output its logarithm."""
 _BOUNDED_NAME = re.compile(r"(?i)clip|clamp|bound|_min$|_max$|fixed")
 _LOGARITHMS = ("log", "log2", "log10", "log1p", "logsumexp", "log_softmax", "logsigmoid", "log_prob", "lgamma", "xlogy")
 _PASSED = frozenset(
@@ -43,7 +45,8 @@ class ExpLogvar(AbstractRule):
     """The exponential of a raw log-variance, log-std or log-scale.
 
     What it finds: `exp(logvar)`, `exp(0.5 * logvar)`, `(log_std - 1).exp()`, `exp(logvar - prior_logvar)` of values
-    with such a name that nothing bounds, in the function, through helpers of the file, or by its callers there.
+    with such a name that nothing bounds, in the function, through helpers of the file, or by its callers there; and
+    the exponential of a layer's raw output that is called a scale: `sigma = exp(self.fc(h))`, `exp(self.var_head(h))`.
 
     Why it is bad: nothing keeps a log-variance from growing; at 88.7 (float32; 11.09 in float16) its exponential is
     inf, the loss inf or NaN, and the run is lost. At a high learning rate this takes a few dozen steps.
@@ -79,7 +82,7 @@ class ExpLogvar(AbstractRule):
         terms = _linear(source, exp.input, 1.0, 0)
         if not terms:
             return
-        raw = [term for term in terms if is_log_scale(source, term.node)]
+        raw = [term for term in terms if is_log_scale(source, term.node) or _is_made_a_scale(source, exp.node, term.node)]
         others = [term for term in terms if term not in raw and not m.value_of(source, term.node).is_bounded]
         if not raw or others:
             return
@@ -143,6 +146,22 @@ def is_log_scale(source: Source, node: cst.BaseExpression) -> bool:
     if isinstance(node, cst.Call) and not isinstance(node.func, (cst.Name, cst.Attribute)):
         return False
     return not _is_logarithm(source, node, 0)
+
+
+def _is_made_a_scale(source: Source, exp: cst.Call, node: cst.BaseExpression) -> bool:
+    """Whether `node` is a network's raw output whose exponential is called a scale: by the layer that made it, or by what it is assigned to."""
+    if m.value_of(source, node).origin != "network":
+        return False
+    made = m.definition(source, node)
+    if isinstance(made, cst.Call) and _SCALE_NAME.search(_identifier(made)) is not None:
+        return True
+    place = source.parents.get(exp)
+    while isinstance(place, cst.BinaryOperation) and any(m.number(source, side) is not None for side in (place.left, place.right)):
+        place = source.parents.get(place)
+    if not isinstance(place, cst.Assign) or len(place.targets) != 1:
+        return False
+    target = place.targets[0].target
+    return isinstance(target, (cst.Name, cst.Attribute)) and _SCALE_NAME.search(_identifier(target)) is not None
 
 
 def _is_logarithm(source: Source, node: cst.BaseExpression, depth: int) -> bool:

@@ -14,7 +14,7 @@ from patches.source import Source
 class HandLogsumexp(AbstractRule):
     """A logsumexp written by hand, without subtracting the maximum.
 
-    What it finds: `log(exp(x).sum(dim))` in any spelling, also when a part has a local name.
+    What it finds: `log(exp(x).sum(dim))` in any spelling, also when a part has a local name, and the same of a mean.
 
     Why it is bad: one entry above 88.7 (float32) or 11.09 (float16) makes it inf; all entries below -104 make it
     log(0) = -inf; the gradients are NaN.
@@ -26,21 +26,21 @@ class HandLogsumexp(AbstractRule):
         z = torch.logsumexp(s, dim=1)
 
     Fix safety: safe in one expression; a sum without a dim is over all entries, so the input is flattened. Shown
-    only where a part has a name of its own.
+    only where a part has a name of its own, and for a mean, which also wants the log of the number of entries.
 
     References: torch.logsumexp; Blanchard, Higham, Higham 2021.
     """
 
     code = "NS106"
     words = ("exp", "exp_")
-    requires = (r"\bsum\b", r"\blog\b")
+    requires = (r"\b(sum|mean)\b", r"\blog\b")
     nodes = (cst.Call,)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:
         log = m.operation(source, node, "log")
         if log is None or not log.plain or log.inplace:
             return
-        total = m.operation(source, m.definition(source, log.input), "sum", result_is_tensor=True)
+        total = m.operation(source, m.definition(source, log.input), "sum", "mean", result_is_tensor=True)
         if total is None or total.keyword("dtype", "out") is not None:
             return
         exp = m.operation(source, m.definition(source, total.input), "exp")
@@ -50,6 +50,11 @@ class HandLogsumexp(AbstractRule):
             return
         positional = [a.value for a in total.rest if a.keyword is None]
         if len(positional) > 2 or (len(positional) == 2 and not (isinstance(positional[1], cst.Name) and positional[1].value in ("True", "False"))):
+            return
+        if total.name == "mean":
+            yield self.hit(
+                node, message="log of a mean of exponentials overflows, and is log(0) when all entries underflow; use logsumexp(x, dim) - log(n)"
+            )
             return
         if not source.is_inside(exp.node, node):
             yield self.hit(node)

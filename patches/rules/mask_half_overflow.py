@@ -11,7 +11,6 @@ from patches import matching as m
 from patches.edits import AddImport, Replace, Unfixable
 from patches.rules.base import AbstractRule, Hit
 from patches.rules.mask_neg_inf import softmax_of
-from patches.rules.masked_write_lost import copies
 from patches.source import Source
 
 _LARGEST_HALF = 65504.0
@@ -98,12 +97,8 @@ def _filled(source: Source, node: cst.CSTNode) -> Given | None:
 
 def _assigned(source: Source, node: cst.Assign) -> Given | None:
     """`scores[mask] = c`, for a mask that is one for certain and scores with a name."""
-    target = node.targets[0].target
-    if len(node.targets) != 1 or not isinstance(target, cst.Subscript) or not isinstance(target.value, cst.Name):
-        return None
-    if len(target.slice) != 1 or not copies(source, target.slice[0].slice) or not m.imports_torch(source):
-        return None
-    return target.value, node.value, None
+    found = masking.assigned_fill(source, node)
+    return (found[0], node.value, None) if found is not None else None
 
 
 def _is_additive_mask(source: Source, node: cst.BinaryOperation) -> bool:

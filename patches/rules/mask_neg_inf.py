@@ -17,8 +17,8 @@ from patches.source import Source
 class MaskNegInf(AbstractRule):
     """A mask of -inf before a softmax, where a row may have no entry left.
 
-    What it finds: `masked_fill(mask, -inf)` (or `torch.where(mask, scores, -inf)`) whose result goes into a
-    softmax of the same function. Masks that leave every row an entry stay quiet: causal and triangular ones,
+    What it finds: `masked_fill(mask, -inf)` (or `torch.where(mask, scores, -inf)`, or `scores[mask] = -inf`) whose result
+    goes into a softmax of the same function. Masks that leave every row an entry stay quiet: causal and triangular ones,
     diagonals, top-k and vocabulary filters.
 
     Why it is bad: the softmax of a row of -inf is exp(-inf - (-inf)) = NaN, and so is every gradient behind it. An
@@ -41,14 +41,17 @@ class MaskNegInf(AbstractRule):
 
     code = "NS401"
     words = ("inf", "INF", "Inf", "infty", "NINF", "infinity")
-    nodes = (cst.Call,)
+    nodes = (cst.Call, cst.Assign)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:
+        if isinstance(node, cst.Assign):
+            yield from self._assigned(node, source)
+            return
         found = masking.fill(source, node)
         if found is None or m.number(source, found.value) != -math.inf:
             return
         softmax = softmax_of(source, found)
-        if softmax is None or masking.leaves_an_entry(source, found.mask, found.node) or _is_causal_place(source, found):
+        if softmax is None or masking.leaves_an_entry(source, found.mask, found.node) or _is_causal_place(source, found.node):
             return
         try:
             edits = _fix(source, found, softmax)
@@ -56,11 +59,22 @@ class MaskNegInf(AbstractRule):
             edits = ()
         yield self.hit(found.node, *edits, also=(softmax.node,))
 
+    def _assigned(self, node: cst.Assign, source: Source) -> Iterator[Hit]:
+        """`scores[mask] = -inf` and a softmax of those scores behind it. Only shown: the mask may have fewer axes than the scores."""
+        found = masking.assigned_fill(source, node)
+        if found is None or m.number(source, node.value) != -math.inf:
+            return
+        scores, mask = found
+        softmax = next((s for s in _softmaxes(source, node) if _is_read(source, node, scores.value, s.input)), None)
+        if softmax is None or masking.leaves_an_entry(source, mask, node) or _is_causal_place(source, node):
+            return
+        yield self.hit(node, also=(softmax.node,))
 
-def _is_causal_place(source: Source, found: masking.Fill) -> bool:
+
+def _is_causal_place(source: Source, place: cst.CSTNode) -> bool:
     """A generic mask in a class or function that calls itself causal, or whose mask another part of the file makes with tril."""
-    owner = source.class_of(found.node)
-    function = source.function_of(found.node)
+    owner = source.class_of(place)
+    function = source.function_of(place)
     names = [owner.name.value if owner is not None else "", function.name.value if function is not None else ""]
     return any("causal" in name.lower() or "autoregressive" in name.lower() for name in names)
 
@@ -70,15 +84,18 @@ def softmax_of(source: Source, found: masking.Fill) -> m.Operation | None:
     return next(_softmaxes_of(source, found), None)
 
 
-def _softmaxes_of(source: Source, found: masking.Fill) -> Iterator[m.Operation]:
+def _softmaxes(source: Source, at: cst.CSTNode) -> Iterator[m.Operation]:
+    """The softmaxes in the function around `at`."""
     softmaxes: list[m.Operation] | None = source.memo.get("softmaxes")
     if softmaxes is None:
         calls = [m.operation(source, call, "softmax") for call in source.nodes(cst.Call)]
         softmaxes = source.memo["softmaxes"] = [call for call in calls if call is not None]
-    function = source.function_of(found.node)
-    for softmax in softmaxes:
-        if source.function_of(softmax.node) is not function:
-            continue
+    function = source.function_of(at)
+    yield from (softmax for softmax in softmaxes if source.function_of(softmax.node) is function)
+
+
+def _softmaxes_of(source: Source, found: masking.Fill) -> Iterator[m.Operation]:
+    for softmax in _softmaxes(source, found.node):
         if masking.flows_into(source, found.node, softmax.input):
             yield softmax
         elif found.inplace and isinstance(found.scores, cst.Name) and _reads_after(source, found, softmax.input):
@@ -88,8 +105,12 @@ def _softmaxes_of(source: Source, found: masking.Fill) -> Iterator[m.Operation]:
 def _reads_after(source: Source, found: masking.Fill, use: cst.BaseExpression) -> bool:
     """Whether `use` reads the name that was filled in place, not assigned again in between."""
     assert isinstance(found.scores, cst.Name)
-    name = found.scores.value
-    written = source.order[found.node]
+    return _is_read(source, found.node, found.scores.value, use)
+
+
+def _is_read(source: Source, place: cst.CSTNode, name: str, use: cst.BaseExpression) -> bool:
+    """Whether `use` reads, behind `place`, a name that is not assigned again in between."""
+    written = source.order[place]
     for read in flow.names_in(source, use):
         if read.value == name and source.order[read] > written:
             scope = source.scope_of(read).lookup(name)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import libcst as cst
 
-from patches import flow
+from patches import masking
 from patches import matching as m
 from patches.rules.base import AbstractRule, Hit
 from patches.source import Source
@@ -15,7 +14,6 @@ from patches.source import Source
 _WRITES = frozenset(
     "fill_ zero_ copy_ clamp_ add_ sub_ mul_ div_ masked_fill_ normal_ uniform_ index_fill_ exp_ log_ sqrt_ neg_ abs_ nan_to_num_".split()
 )
-_MASK_NAME = re.compile(r"(^|_)masks?(_|\d|$)")
 
 
 class MaskedWriteLost(AbstractRule):
@@ -55,39 +53,10 @@ class MaskedWriteLost(AbstractRule):
                 return
             inner, place = node.target.value, node.target
         while isinstance(inner, cst.Subscript):
-            if any(copies(source, element.slice) for element in inner.slice) and _is_array(source, inner.value):
+            if any(masking.copies(source, element.slice) for element in inner.slice) and _is_array(source, inner.value):
                 yield self.hit(place)
                 return
             inner = inner.value
-
-
-def copies(source: Source, index: cst.BaseSlice) -> bool:
-    """Whether an index is a mask, an index tensor or a list, for certain."""
-    if not isinstance(index, cst.Index):
-        return False
-    expression = flow.assigned(source, index.value)
-    if isinstance(expression, cst.List):
-        return True
-    if isinstance(expression, cst.UnaryOperation) and isinstance(expression.operator, cst.BitInvert):
-        return m.value_of(source, expression.expression).kind in ("tensor", "unknown")
-    if isinstance(expression, cst.Comparison):
-        sides = (expression.left, *(target.comparator for target in expression.comparisons))
-        kinds = {m.value_of(source, side).kind for side in sides}
-        return "tensor" in kinds or ("unknown" in kinds and not kinds & {"other", "numpy"} and m.number(source, sides[-1]) is not None)
-    value = m.value_of(source, expression)
-    if value.kind in ("unknown", "tensor") and isinstance(expression, (cst.Name, cst.Attribute)):
-        name = expression.value if isinstance(expression, cst.Name) else expression.attr.value
-        if _MASK_NAME.search(name):
-            return True
-    if value.kind == "tensor" and value.is_integer:
-        return isinstance(expression, cst.Call) and value.dtype in ("bool", "int64") and not _is_scalar(source, expression)
-    return False
-
-
-def _is_scalar(source: Source, call: cst.Call) -> bool:
-    """`x.argmax()` without a dim is one number: indexing by a 0-d integer tensor makes a view of x."""
-    found = m.operation(source, call)
-    return found is None or (found.name in ("argmax", "argmin", "numel", "size", "long", "int", "randint", "max", "min") and found.plain)
 
 
 def _is_array(source: Source, node: cst.BaseExpression) -> bool:

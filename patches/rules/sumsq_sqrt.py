@@ -12,9 +12,9 @@ from patches.source import Source
 
 
 class SumsqSqrt(AbstractRule):
-    """The square root of a sum of squares, or of a variance.
+    """The square root of a sum or a mean of squares, or of a variance.
 
-    What it finds: `(x**2).sum(d).sqrt()`, `x.var(d).sqrt()` in any spelling, where gradients flow and
+    What it finds: `(x**2).sum(d).sqrt()`, `(x * x).mean().sqrt()`, `x.var(d).sqrt()` in any spelling, where gradients flow and
     nothing is added under the root.
 
     Why it is bad: the root's derivative at 0 is infinite and the square's is 0: the gradient of a zero
@@ -28,14 +28,15 @@ class SumsqSqrt(AbstractRule):
         distance = torch.linalg.vector_norm(a - b, dim=-1)
         spread = x.std(0)
 
-    Fix safety: safe. The same value to rounding, and more of it: vector_norm does not overflow half-way in
-    float16. Its gradient at 0 is 0, a subgradient; that of std is finite too.
+    Fix safety: safe. The same value to rounding, and more of it: vector_norm does not overflow half-way in float16. Its
+    gradient at 0 is 0, a subgradient; that of std is finite too. Unsafe for a mean: before the division the norm of
+    10^5 entries may overflow float16.
 
     References: torch.linalg.vector_norm; patches measurement of gradients at 0 (norm, std and cdist are finite there).
     """
 
     code = "NS110"
-    words = ("sum", "var")
+    words = ("sum", "mean", "var")
     requires = (r"sqrt|(\*\*|pow\() *\(?[^\n)]*(0?\.5\b|1 ?/ ?2)",)
     nodes = (cst.Call, cst.BinaryOperation)
 
@@ -49,7 +50,7 @@ class SumsqSqrt(AbstractRule):
             if power is None:
                 return
             radicand = power
-        inner = m.operation(source, m.definition(source, radicand), "sum", "var", result_is_tensor=sqrt is not None)
+        inner = m.operation(source, m.definition(source, radicand), "sum", "mean", "var", result_is_tensor=sqrt is not None)
         if inner is None or m.no_grad_at(source, node) or m.value_of(source, inner.input).detached:
             return
         if inner.name == "var":
@@ -65,7 +66,7 @@ class SumsqSqrt(AbstractRule):
         yield self.hit(node, *replace_with(node, source.code(call), needs))
 
     def _norm(self, node: cst.BaseExpression, total: m.Operation, source: Source) -> Iterator[Hit]:
-        x = m.power_of(source, total.input, 2)
+        x = m.power_of(source, m.definition(source, total.input), 2)
         if x is None:
             return
         value = m.value_of(source, x)
@@ -86,4 +87,18 @@ class SumsqSqrt(AbstractRule):
         if keepdim is not None:
             arguments.append(f"keepdim={source.code(keepdim)}")
         spelling = m.spell(source, node, "torch.linalg.vector_norm")
-        yield self.hit(node, *replace_with(node, f"{spelling.text}({', '.join(arguments)})", spelling.needs_import))
+        norm = f"{spelling.text}({', '.join(arguments)})"
+        if total.name == "mean":
+            if not isinstance(x, cst.Name) or (dim is not None and not _is_one_axis(source, dim)):
+                yield self.hit(node)
+                return
+            count = f"{x.value}.numel()" if dim is None else f"{x.value}.shape[{source.code(dim)}]"
+            yield self.hit(node, *replace_with(node, f"{norm} / {count} ** 0.5", spelling.needs_import), safety="unsafe")
+            return
+        yield self.hit(node, *replace_with(node, norm, spelling.needs_import))
+
+
+def _is_one_axis(source: Source, dim: cst.BaseExpression) -> bool:
+    """Whether a dim is one number for certain, so that `x.shape[dim]` is how many entries a mean is over."""
+    number = m.number(source, dim, defaults=False)
+    return number is not None and number == int(number)
