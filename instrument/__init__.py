@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from instrument.events import Event
     from instrument.injection import Injection, inject
+    from instrument.report.folder import Report
     from instrument.run import Run
     from instrument.session import install, stable, uninstall
 
 _HOMES = {
     "Event": "instrument.events",
     "Injection": "instrument.injection",
+    "Report": "instrument.report.folder",
     "Run": "instrument.run",
     "inject": "instrument.injection",
     "install": "instrument.session",
@@ -29,7 +31,7 @@ _HOMES = {
     "uninstall": "instrument.session",
 }
 
-__all__ = ["Event", "Injection", "Run", "inject", "install", "stable", "uninstall"]
+__all__ = ["Event", "Injection", "Report", "Run", "inject", "install", "stable", "uninstall"]
 
 
 def __getattr__(name: str) -> Any:

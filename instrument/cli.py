@@ -47,6 +47,21 @@ def _doctor_wanted(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _version_wanted(wanted: bool) -> None:
+    if wanted:
+        from latent_drift._version import __version__
+
+        typer.echo(f"latent-drift {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version_wanted)] = False,
+) -> None:
+    """Make an unmodified PyTorch training script numerically safe while it runs, and say which line broke it."""
+
+
 def run(
     context: typer.Context,
     target: Target,

@@ -69,6 +69,8 @@ def _yield_names(folder: str) -> list[str]:
 def _fresh_main() -> types.ModuleType:
     main = types.ModuleType("__main__")
     main.__dict__["__builtins__"] = builtins  # the module, as in a script that Python runs; in other modules it is a dictionary
+    if sys.version_info < (3, 14):
+        main.__annotations__ = {}
     sys.modules["__main__"] = main
     return main
 

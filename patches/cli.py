@@ -36,6 +36,21 @@ StdinName = Annotated[str | None, typer.Option("--stdin-filename", help="Name to
 Config = Annotated[Path | None, typer.Option("--config", help="A pyproject.toml to read instead of the nearest one.")]
 
 
+def _version_wanted(wanted: bool) -> None:
+    if wanted:
+        from patches.rulesets import released
+
+        typer.echo(f"patches, rule set {list(released())[-1]}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Show the newest rule set and exit.", is_eager=True, callback=_version_wanted)] = False,
+) -> None:
+    """The findings of instrument, found and mended in the source. Exit status: 0 clean, 1 findings, 2 could not run."""
+
+
 @app.command()
 def check(
     paths: Paths = None,

@@ -27,7 +27,13 @@ from latent_drift.numerics.finite import is_finite
 
 # name -> (harmless input, how the arguments after it are called where they are tensors of the input's shape)
 _CLASS_LOSSES = ("cross_entropy", "nll_loss")
-_LIKELIHOODS = {"binary_cross_entropy": 0.5, "binary_cross_entropy_with_logits": 0.0, "kl_div": 0.0, "poisson_nll_loss": 0.0}
+_LIKELIHOODS = {
+    "binary_cross_entropy": 0.5,
+    "binary_cross_entropy_with_logits": 0.0,
+    "kl_div": 0.0,
+    "poisson_nll_loss": 0.0,
+    "gaussian_nll_loss": 0.0,
+}
 _DISTANCES = {"mse_loss": 0.0, "smooth_l1_loss": 0.0, "huber_loss": 0.0, "l1_loss": 0.0}
 _OPS = (*_CLASS_LOSSES, *_LIKELIHOODS, *_DISTANCES, "ctc_loss")
 
@@ -123,6 +129,10 @@ def _reduced(original: Function, op: str, rule: str, args: tuple[Any, ...], kwar
         harmless = {**_LIKELIHOODS, **_DISTANCES}[op]
         safe_x = torch.where(bad, torch.full((), harmless, dtype=x.dtype), x)
         safe_target = torch.where(bad, torch.zeros((), dtype=target.dtype), target) if target.is_floating_point() else target
+        if isinstance(options.get("var"), Tensor):
+            var = options["var"]
+            var = var.unsqueeze(-1) if var.dim() == x.dim() - 1 and x.shape[:-1] == var.shape else var
+            options["var"] = torch.where(bad, torch.ones((), dtype=var.dtype), var)
     kept = original(safe_x, safe_target, reduction="none", **options)
     ceiling = math.sqrt(torch.finfo(kept.dtype).max) if op in _DISTANCES else -math.log(torch.finfo(kept.dtype).tiny)
     fill = ceiling if rule == "bound" else 0.0

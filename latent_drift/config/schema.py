@@ -17,9 +17,9 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema (draft 2020-12) of a stability.toml or .json: a version, and as many values as are to differ from it.
+    """The schema (draft 2020-12) of a stability.toml or .json: a version (the newest without one), and as many values as are to differ from it.
 
-    It accepts whole saved configs too. Only `version` is required: everything left out is the release's.
+    It accepts whole saved configs too. Nothing is required: everything left out is the release's.
     What JSON Schema cannot say (no NaN or Inf, a warm-up within its history) is left to `load`.
     """
     schema = _partial(_described(StabilityConfig.model_json_schema()))
@@ -27,7 +27,7 @@ def json_schema() -> dict[str, Any]:
     properties["$schema"] = {"type": "string", "description": "Where an editor finds this schema; ignored by load."}
     properties["version"]["description"] = 'The release that the values are for: a version ("1.0.0") or a PEP 440 specifier ("~=1.0").'
     properties["profile"]["enum"] = list(dict.fromkeys(name for release in installed().releases() for name in release.profiles))
-    return {"$schema": DIALECT, **schema, "title": "latent-drift stability config", "required": ["version"]}
+    return {"$schema": DIALECT, **schema, "title": "latent-drift stability config", "minProperties": 1}
 
 
 def _described(schema: dict[str, Any]) -> dict[str, Any]:

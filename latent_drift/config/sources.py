@@ -89,8 +89,8 @@ def from_file(path: Path, origin: str | None = None) -> Statement:
         return statement
     if "schema_version" in document:
         document = migrate(document, origin)
-    if "version" not in document:
-        raise ConfigError(f'{origin}: version: missing. A config file names the release that it is for, e.g. version = "~=1.0".')
+    if not document:
+        raise ConfigError(f'{origin}: says nothing. A config file names a release, e.g. version = "~=1.0", values that differ from it, or both.')
     return from_mapping(document, origin)
 
 

@@ -174,8 +174,8 @@ class ClipAdaptivePercentile(Section):
     """Norm clipping at a percentile of the run's own history of global norms."""
 
     kind: Literal["adaptive_percentile"]
-    percentile: Annotated[float, Field(gt=0.0, le=100.0)]
-    """In percent of the finite norms remembered."""
+    percentile: Annotated[float, Field(gt=0.0, le=100.0)] = 95.0
+    """In percent of the finite norms remembered (95 is the audit's own default)."""
     history: Annotated[int, Field(ge=2)] = 200
     """Steps remembered."""
     warmup: Count = 20
@@ -192,8 +192,8 @@ class ClipZScore(Section):
     """Norm clipping at mean + threshold * std of the run's own history of global norms."""
 
     kind: Literal["zscore"]
-    threshold: Positive
-    """Standard deviations above the mean."""
+    threshold: Positive = 3.0
+    """Standard deviations above the mean: of norms that scatter normally, one step in 740 lies further out."""
     history: Annotated[int, Field(ge=2)] = 200
     """Steps remembered."""
     warmup: Annotated[int, Field(ge=2)] = 20
@@ -219,8 +219,8 @@ class ClipAgc(Section):
     """Adaptive gradient clipping: each unit's gradient is bounded in proportion to its weight (Brock et al. 2021, arXiv:2102.06171)."""
 
     kind: Literal["agc"]
-    clipping: Positive
-    """Largest ratio of a unit's gradient norm to its parameter norm."""
+    clipping: Positive = 0.01
+    """Largest ratio of a unit's gradient norm to its parameter norm (0.01 in the paper, for batches of 4,096)."""
     eps: Positive = 1e-3
     """Floor of the parameter norm, so that units at zero can still learn (1e-3 in the paper)."""
 

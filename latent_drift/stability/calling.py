@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from latent_drift.errors import UsageError
 
@@ -88,6 +89,16 @@ def evaluate(model: nn.Module, inputs: Any, labels: Any = None, loss_fn: LossFun
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise UsageError(f"the loss must be a tensor of one element; got {_kind(loss)}; reduce it with .mean()")
     return Evaluation(loss.reshape(()), output)
+
+
+def default_loss(output: Any, labels: Any) -> Tensor | None:
+    """The usual loss of a plain output: cross entropy of class scores, the mean squared error of values; None where output and labels fit neither."""
+    logits = logits_of(output, labels)
+    if logits is not None:
+        return F.cross_entropy(logits, labels)
+    if isinstance(output, Tensor) and isinstance(labels, Tensor) and output.shape == labels.shape and labels.is_floating_point():
+        return F.mse_loss(output, labels)
+    return None
 
 
 def split_batch(batch: Any, loss_fn: LossFunction | None) -> tuple[Any, Any]:

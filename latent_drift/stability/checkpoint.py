@@ -19,8 +19,8 @@ _FORMAT = 1
 
 def save_checkpoint_with_validation(
     model: nn.Module,
-    path: str | Path,
-    optimizer: torch.optim.Optimizer | None = None,
+    path: str | Path | torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | str | Path | None = None,
     scheduler: Any = None,
     scaler: Any = None,
     *,
@@ -31,7 +31,7 @@ def save_checkpoint_with_validation(
 
     Args:
         model: its state dict is saved; a DDP wrapper is looked through.
-        path: where; missing folders are made.
+        path: where; missing folders are made. Path and optimizer may come in either order.
         optimizer, scheduler, scaler: their states, if given.
         keep_previous: whether the file that was there stays as `<path>.previous`.
         extra: plain data (numbers, strings, lists, dicts, tensors): epoch, step, config document.
@@ -52,6 +52,10 @@ def save_checkpoint_with_validation(
     ...     load_checkpoint(path)["epoch"]
     3
     """
+    if isinstance(path, torch.optim.Optimizer) or isinstance(optimizer, (str, os.PathLike)):
+        path, optimizer = optimizer, path  # type: ignore[assignment]
+    if not isinstance(path, (str, os.PathLike)) or isinstance(optimizer, (str, os.PathLike)):
+        raise UsageError(f"save_checkpoint_with_validation: path: expected the name of a file, got {type(path).__name__}")
     path = Path(path)
     state = _unwrapped(model).state_dict()
     bad = [f"{name}: {summarise(value)}" for name, value in state.items() if isinstance(value, Tensor) and not is_finite(value)]

@@ -78,6 +78,9 @@ class StabilityConstants(metaclass=_Constants):
     -65504.0
     """
 
+    def __getattr__(self, name: str) -> float:  # an instance has them too, as it had when they were plain class attributes
+        return getattr(type(self), name)  # type: ignore[no-any-return]
+
     @staticmethod
     def get_eps(dtype: torch.dtype) -> float:
         """`get_eps(dtype)`."""

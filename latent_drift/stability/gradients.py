@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,14 +48,16 @@ def _apply_nonfinite_policy(gradients: list[Tensor], norm: float, function: str)
     return norm
 
 
-def clip_gradients(parameters: Parameters, max_norm: float | None = None, max_value: float | None = None, norm_type: float = 2.0) -> dict[str, Any]:
+def clip_gradients(
+    parameters: Parameters, max_norm: float | None = None, max_value: float | None = None, norm_type: float | Literal["inf"] = 2.0
+) -> dict[str, Any]:
     """Bound the gradients, in place, and say what they were.
 
     Args:
         parameters: a module, a tensor, a list or a generator of parameters.
         max_norm: largest global norm; the config's `gradient.default_max_norm` if neither bound is given.
         max_value: bounds each element first.
-        norm_type: p of the norm.
+        norm_type: p of the norm; inf or "inf", as torch takes them, for the largest magnitude.
 
     Returns:
         `grad_norm_before` and `grad_norm_after` (floats), `num_params_with_grad`, `clipped`. If the norm before is NaN or inf,
@@ -75,6 +77,7 @@ def clip_gradients(parameters: Parameters, max_norm: float | None = None, max_va
     """
     if max_norm is None and max_value is None:
         max_norm = active().gradient.default_max_norm
+    norm_type = float(norm_type)
     gradients = gradients_of(parameters)
     before = joined_norm(gradients, norm_type)
     norm = _apply_nonfinite_policy(gradients, before, "clip_gradients")
@@ -298,7 +301,7 @@ class GradientManager:
 
     @staticmethod
     def clip_gradients(
-        parameters: Parameters, max_norm: float | None = None, max_value: float | None = None, norm_type: float = 2.0
+        parameters: Parameters, max_norm: float | None = None, max_value: float | None = None, norm_type: float | Literal["inf"] = 2.0
     ) -> dict[str, Any]:
         """See `clip_gradients`."""
         return clip_gradients(parameters, max_norm, max_value, norm_type)

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from latent_drift.stability.calling import LossFunction, accuracy_of, evaluate, logits_of, map_tensors, split_batch
+from latent_drift.stability.calling import (
+    LossFunction,
+    accuracy_of,
+    call_model,
+    default_loss,
+    evaluate,
+    logits_of,
+    map_tensors,
+    own_loss,
+    required_arguments,
+    split_batch,
+)
 from latent_drift.stability.initialization.lsuv import undisturbed
 
 
@@ -30,13 +41,14 @@ def precision_drift(
         model: any; a copy is cast, the model itself is not touched.
         batch: (inputs, labels), or what the model takes.
         dtypes: to compare with float32.
-        loss_fn: (output, labels) -> scalar; not needed if the model returns its loss.
+        loss_fn: (output, labels) -> scalar. Not needed if the model returns its loss; where it returns class scores or values that fit the labels,
+            cross entropy or the mean squared error if there is none.
         autocast: compare under autocast instead of casting the weights.
         threshold: relative change of the loss, or loss of accuracy, that counts as a warning.
 
     Returns:
-        `float32`: loss and accuracy (None without class logits and labels); and for each dtype's name: `loss, accuracy, loss_change` (relative),
-        `accuracy_drop`, `layers` (rows of name and relative error of the output, worst first), `nonfinite_layers`, `warning` (a sentence, or "").
+        `float32`: loss (None without labels) and accuracy (None without class logits and labels); and for each dtype's name:
+        `loss, accuracy, loss_change` (relative), `accuracy_drop`, `layers` (rows of name and relative error of the output, worst first), `nonfinite_layers`, `warning` (a sentence, or "").
 
     *Numerics*: an autocast region around the call is left, so that float32 means float32; dropout is off, random numbers are the same in every run.
 
@@ -73,11 +85,23 @@ def _run(model: nn.Module, inputs: Any, labels: Any, loss_fn: LossFunction | Non
     try:
         with undisturbed(model), torch.autocast(device, autocast, enabled=autocast is not None):
             torch.manual_seed(0)
-            loss, output = evaluate(model, inputs, labels, loss_fn)
+            loss, output = _measured(model, inputs, labels, loss_fn)
     finally:
         for handle in handles:
             handle.remove()
-    return {"loss": float(loss), "accuracy": _accuracy(output, labels), "outputs": outputs}
+    return {"loss": None if loss is None else float(loss), "accuracy": _accuracy(output, labels), "outputs": outputs}
+
+
+def _measured(model: nn.Module, inputs: Any, labels: Any, loss_fn: LossFunction | None) -> tuple[Tensor | None, Any]:
+    """The loss, as far as there is one, and the output: layers can be compared without any."""
+    if loss_fn is not None:
+        return evaluate(model, inputs, labels, loss_fn)
+    takes_labels = labels is not None and not isinstance(inputs, Mapping) and required_arguments(model) >= 2
+    output = (
+        call_model(model, (*inputs, labels) if isinstance(inputs, (tuple, list)) else (inputs, labels)) if takes_labels else call_model(model, inputs)
+    )
+    loss = own_loss(output)
+    return default_loss(output, labels) if loss is None and not takes_labels else loss, output
 
 
 def _accuracy(output: Any, labels: Any) -> float | None:
@@ -102,16 +126,17 @@ def _compared(reference: dict[str, Any], result: dict[str, Any], threshold: floa
         size = torch.linalg.vector_norm(exact).clamp(min=torch.finfo(torch.float32).tiny)
         rows.append({"name": name, "relative_error": float(torch.linalg.vector_norm(other - exact) / size)})
     rows.sort(key=lambda row: -row["relative_error"])
-    change = (result["loss"] - reference["loss"]) / max(abs(reference["loss"]), 1e-12)
+    measured = reference["loss"] is not None and result["loss"] is not None
+    change = (result["loss"] - reference["loss"]) / max(abs(reference["loss"]), 1e-12) if measured else None
     drop = None if reference["accuracy"] is None or result["accuracy"] is None else reference["accuracy"] - result["accuracy"]
     warning = ""
     if bad:
         warning = f"{bad[0]} is not finite in this precision: keep it in float32, or scale its input"
-    elif not math.isfinite(result["loss"]):
+    elif measured and not math.isfinite(result["loss"]):
         warning = "the loss is not finite in this precision: compute it in float32"
     elif drop is not None and drop > threshold:
         warning = f"accuracy drops by {drop:.3f}; the layer that differs most is {rows[0]['name']}"
-    elif abs(change) > threshold:
+    elif change is not None and abs(change) > threshold:
         warning = f"the loss changes by {change:+.1%}; the layer that differs most is {rows[0]['name']}"
     return {
         "loss": result["loss"],

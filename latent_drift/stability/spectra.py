@@ -124,12 +124,13 @@ def jacobian_norm(function: Callable[[Tensor], Tensor], x: Tensor, rtol: float =
     return float(lanczos(linear_operator(function, x), 1, rtol, max_steps).values[0])
 
 
-def lipschitz_bounds(model: nn.Module, batch: Any, rtol: float = 1e-3) -> dict[str, Any]:
+def lipschitz_bounds(model: nn.Module, batch: Any = None, rtol: float = 1e-3) -> dict[str, Any]:
     """How much the model can stretch a change of its input: per layer, a bound from above, and one from below.
 
     Args:
         model: any; a bound from above exists where it is a chain (`nn.Sequential`, nested) of known layers.
-        batch: an input batch, for the sizes that convolutions see and the point of the lower bound.
+        batch: an input batch, for the sizes that convolutions see and the point of the lower bound; a model without convolutions has its upper bound
+            without one.
         rtol: accuracy of each norm.
 
     Returns:
@@ -153,8 +154,9 @@ def lipschitz_bounds(model: nn.Module, batch: Any, rtol: float = 1e-3) -> dict[s
     leaves = {name: m for name, m in model.named_modules() if not any(True for _ in m.children())}
     handles = [m.register_forward_pre_hook(partial(record, name)) for name, m in leaves.items()]
     try:
-        with undisturbed(model):
-            call_model(model, batch)
+        if batch is not None:
+            with undisturbed(model):
+                call_model(model, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -169,6 +171,8 @@ def lipschitz_bounds(model: nn.Module, batch: Any, rtol: float = 1e-3) -> dict[s
     chain = _is_chain(model)
     upper = math.prod(layers.values()) if chain and not unknown else None
     reason = "" if upper is not None else "the model is no chain of layers" if not chain else f"no constant is known for {', '.join(unknown)}"
+    if unknown and batch is None:
+        reason += "; a convolution's depends on the size of its input: pass a batch"
     lower = None
     if isinstance(batch, Tensor) and batch.is_floating_point():
         modes = [(m, m.training) for m in model.modules()]
@@ -190,9 +194,9 @@ def _is_chain(model: nn.Module) -> bool:
 def _layer_bound(module: nn.Module, shape: tuple[int, ...] | None, rtol: float) -> float | None:
     if isinstance(module, (nn.Linear, _ConvNd)):
         spatial = getattr(module, "kernel_size", ())
-        if shape is None:
+        if shape is None and spatial:
             return None
-        found = lanczos(layer_operator(module, shape[-len(spatial) - 1 :] if spatial else None), 1, rtol)
+        found = lanczos(layer_operator(module, shape[-len(spatial) - 1 :] if shape is not None and spatial else None), 1, rtol)
         return float(found.values[0] + found.errors[0])
     if isinstance(module, nn.LeakyReLU):
         return max(1.0, abs(module.negative_slope))

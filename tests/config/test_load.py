@@ -291,8 +291,9 @@ def test_integers_in_a_file_are_numbers(project: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("s.toml", "[gradient]\nwarn_norm = 3.0\n", r"s\.toml: version: missing"),
-        ("s.json", "{}", r"s\.json: version: missing"),
+        ("s.toml", "[overrides]\nwarn_norm = 3.0\n", r"s\.toml: version: missing"),
+        ("s.json", "{}", r"s\.json: says nothing"),
+        ("s.toml", 'verison = "~=1.0"\n', r"s\.toml: verison: unknown key"),
         ("s.toml", 'version = "1.0.0"\n[gradient]\nwarn_norm = nan\n', r"s\.toml: gradient\.warn_norm: should be a finite number; got nan"),
         ("s.json", '{"version": "1.0.0", "gradient": {"warn_norm": Infinity}}', r"s\.json: gradient\.warn_norm: should be a finite number; got inf"),
         ("s.json", '{"version": "1.0.0", "gradient": {"warn_norm": 1e999}}', r"gradient\.warn_norm: should be a finite number"),
@@ -313,6 +314,23 @@ def test_a_file_that_is_no_config_is_refused_by_place(project: Path, name: str, 
     (project / name).write_text(text)
     with pytest.raises(ConfigError, match=message):
         load(name)
+
+
+@pytest.mark.parametrize(("name", "text"), [("s.toml", "[gradient]\nwarn_norm = 3.0\n"), ("s.json", '{"gradient": {"warn_norm": 3.0}}')])
+def test_a_file_that_names_no_release_overrides_the_one_beneath(project: Path, name: str, text: str) -> None:
+    (project / name).write_text(text)
+    assert load(name) == load(gradient={"warn_norm": 3.0})
+    pin_project(project, '[tool.latent-drift]\nstability = "0.9.0"\n')
+    assert load(name) == load("0.9.0", gradient={"warn_norm": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("adaptive_percentile", ("percentile", 95.0)), ("zscore", ("threshold", 3.0)), ("agc", ("clipping", 0.01))]
+)
+def test_a_clip_by_history_or_ratio_has_a_usual_value(kind: str, value: tuple[str, float]) -> None:
+    config = load("1.0.0", gradient={"clip": {"kind": kind}})
+    assert getattr(config.gradient.clip, value[0]) == value[1]
+    assert load(config.document()) == config
 
 
 def test_a_file_that_is_not_there_or_no_text_is_refused_by_name(project: Path) -> None:

@@ -70,7 +70,6 @@ def test_a_value_is_valid_where_it_loads_and_only_there(leaf: Leaf, value: Any) 
     "document",
     [
         {},
-        {"gradient": {"warn_norm": 1.0}},
         {"version": "1.0.0", "gradint": {}},
         {"version": "1.0.0", "profile": "gaurd"},
         {"version": "1.0.0", "gradient": {"clip": {"kind": "nrm"}}},

@@ -12,6 +12,7 @@ import instrument
 from instrument import cli, commands
 from instrument.report.fixes import Fixes
 from instrument.runner import Outcome
+from latent_drift import __version__
 from tests.instrument.report.recorded import write_folder
 from tests.instrument.test_runner import HEAD, STABLE_RUN, python
 
@@ -104,10 +105,11 @@ def test_report_writes_the_page_again_and_names_a_folder_without_one(tmp_path, m
     [
         ([], 2, "run     Run a script"),
         (["run", "--help"], 0, "--fail-on-event"),
+        (["--version"], 0, f"latent-drift {__version__}"),
         (["run", "--confg", "1.0.0", "train.py"], 2, "error: no such option: --confg"),
         (["run", "no_such_script.py"], 2, "error: can't open file 'no_such_script.py'"),
     ],
-    ids=["nothing", "help", "a mistyped option", "a missing script"],
+    ids=["nothing", "help", "version", "a mistyped option", "a missing script"],
 )
 def test_what_needs_no_torch_does_not_wait_for_it(arguments, status, said):
     ask = "import sys\nfrom instrument import cli\ntry:\n    cli.main()\nfinally:\n    print('torch' in sys.modules)\n"

@@ -49,6 +49,7 @@ def test_argv_path_main_and_stdout_are_the_scripts_own(script, tmp_path):
         HEAD + "import json, helper, pickle, __main__\n"
         "class Here: pass\n"
         "mine = [helper.VALUE, __main__.__dict__ is globals(), pickle.loads(pickle.dumps(Here())).__class__ is Here, str(__builtins__)]\n"
+        "mine += sorted(globals())\n"
         "print(json.dumps([sys.argv, sys.path[0], __name__, __file__, *mine]))\n"
     )
     plain = python([sys.executable, "train.py", "--lr", "1", "-m", "x"], tmp_path)

@@ -16,6 +16,7 @@ import pytest
 from patches import cli, configuration
 from patches.errors import PatchesUsageError
 from patches.findings import FINDINGS
+from patches.rulesets import released
 
 SAFE = "import torch\n\n\ndef f(x):\n    return torch.log(torch.softmax(x, -1))\n"
 UNSAFE = "import torch\n\n\ndef g(x, fc):\n    logvar = fc(x)\n    return torch.exp(0.5 * logvar)\n"
@@ -60,6 +61,11 @@ def module(*arguments: str, cwd: Path, **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "patches", *arguments], cwd=cwd, env=environment, capture_output=True, timeout=120, check=False, **kwargs
     )
+
+
+def test_the_version_is_that_of_the_newest_rule_set(run):
+    result = run("--version")
+    assert (result.status, result.out.split()[-1]) == (0, list(released())[-1])
 
 
 def test_check_exits_0_when_clean_1_with_findings_2_when_it_could_not_run(run, tmp_path):

@@ -102,6 +102,18 @@ def test_jacobian_norm_of_a_network_against_its_full_jacobian() -> None:
         jacobian_norm(lambda z: z.detach(), x)
 
 
+def test_lipschitz_bounds_need_a_batch_for_convolutions_only() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    product = math.prod(torch.linalg.matrix_norm(layer.weight, 2).item() for layer in (net[0], net[2]))
+    bounds = lipschitz_bounds(net)
+    assert bounds["upper"] == pytest.approx(product, rel=2e-3)
+    assert bounds["lower"] is None
+    convolution = nn.Sequential(nn.Conv2d(1, 1, 3))
+    assert "batch" in lipschitz_bounds(convolution)["reason"]
+    assert lipschitz_bounds(convolution, torch.randn(1, 1, 5, 5))["upper"] is not None
+
+
 def test_lipschitz_bounds_enclose_the_truth() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Sequential(nn.Linear(64, 8), nn.SiLU()), nn.Linear(8, 2))
@@ -331,6 +343,28 @@ def _classifier() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
     return model, (torch.randn(64, 8), torch.randint(3, (64,)))
+
+
+def test_precision_drift_finds_the_usual_loss_itself_and_compares_layers_without_any() -> None:
+    model, (inputs, labels) = _classifier()
+    dtypes = [torch.bfloat16, torch.float16]
+    assert precision_drift(model, (inputs, labels), dtypes) == precision_drift(model, (inputs, labels), dtypes, F.cross_entropy)
+    values = model(inputs).detach() + 1
+    assert precision_drift(model, (inputs, values))["float32"]["loss"] == pytest.approx(1.0, rel=1e-5)
+    alone = precision_drift(model, inputs, dtypes)
+    assert alone["float32"] == {"loss": None, "accuracy": None}
+    assert alone["float16"]["loss"] is None
+    assert alone["float16"]["loss_change"] is None
+    assert len(alone["float16"]["layers"]) == 3
+    with torch.no_grad():
+        model[0].weight.mul_(1e7)
+    assert "0 is not finite in this precision" in precision_drift(model, inputs)["float16"]["warning"]
+
+
+def test_precision_drift_takes_a_model_of_two_inputs() -> None:
+    report = precision_drift(nn.Bilinear(3, 4, 2), (torch.randn(5, 3), torch.randn(5, 4)))
+    assert report["float32"]["loss"] is None
+    assert len(report["bfloat16"]["layers"]) == 1
 
 
 def test_precision_drift_names_the_layer_that_overflows_and_leaves_autocast() -> None:

@@ -29,6 +29,7 @@ def test_constants_have_the_published_names_and_follow_the_config() -> None:
     for name in [*names.split(), "GRAD_CLIP_NORM", "GRAD_CLIP_VALUE", "ATTENTION_MASK_VALUE"]:
         assert isinstance(getattr(StabilityConstants, name), float), name
         assert name in dir(StabilityConstants)
+        assert getattr(StabilityConstants(), name) == getattr(StabilityConstants, name)
     with pytest.raises(AttributeError, match="it has EPS_FLOAT32"):
         StabilityConstants.EPS_FLOAT8  # noqa: B018
     with using(gradient={"default_max_norm": 0.25}):

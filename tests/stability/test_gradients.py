@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,13 @@ def _audited_clip(parameters: object, max_norm: float = 1.0) -> dict[str, object
     before = math.sqrt(sum(p.grad.norm() ** 2 for p in parameters if p.grad is not None))  # type: ignore[attr-defined]
     torch.nn.utils.clip_grad_norm_(parameters, max_norm)  # type: ignore[arg-type]
     return {"grad_norm_before": before, "clipped": before > max_norm}
+
+
+@pytest.mark.parametrize("spelling", ["inf", math.inf])
+def test_the_largest_magnitude_is_a_norm_by_either_spelling(spelling: Any) -> None:
+    parameters = _parameters([3.0, -4.0])
+    outcome = clip_gradients(parameters, max_norm=2.0, norm_type=spelling)
+    assert (outcome["grad_norm_before"], outcome["grad_norm_after"]) == (4.0, pytest.approx(2.0))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

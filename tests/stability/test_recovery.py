@@ -96,6 +96,16 @@ def test_a_checkpoint_goes_round_and_keeps_the_previous_one(tmp_path: Path) -> N
         save_checkpoint_with_validation(model, path, optimizer_state=1, model_state=2, format=3)
 
 
+def test_path_and_optimizer_come_in_either_order(tmp_path: Path) -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+    first = save_checkpoint_with_validation(model, tmp_path / "a.pt", optimizer, epoch=1)
+    second = save_checkpoint_with_validation(model, optimizer, str(tmp_path / "b.pt"), epoch=1)
+    assert load_checkpoint(first)["optimizer"] == load_checkpoint(second)["optimizer"] == optimizer.state_dict()
+    with pytest.raises(UsageError, match="path: expected the name of a file, got NoneType"):
+        save_checkpoint_with_validation(model, optimizer)
+
+
 def test_parameters_that_are_not_finite_are_refused_and_the_old_file_stays(tmp_path: Path) -> None:
     model, optimizer, _ = _parts()
     path = save_checkpoint_with_validation(model, tmp_path / "a.pt", optimizer)

@@ -84,6 +84,32 @@ def test_elementwise_losses(name):
     assert torch.isfinite(x.grad).all()
 
 
+@pytest.mark.parametrize("var", [torch.full((3, 2), 0.5), torch.full((3,), 0.5), torch.full((3, 1), 0.5), 0.5])
+@pytest.mark.parametrize("bad", [INF, math.nan, 1e30])
+@pytest.mark.parametrize("rule", ["bound", "omit"])
+def test_gaussian_nll_bounds_the_element_whatever_form_the_variance_has(var, bad, rule):
+    torch.manual_seed(0)
+    values, target = torch.randn(3, 2), torch.randn(3, 2)
+    values[1, 1] = bad
+    x = values.clone().requires_grad_()
+    spread = var.clone().mul(1e-12).requires_grad_() if isinstance(var, torch.Tensor) else 1e-12
+    assert not torch.isfinite(F.gaussian_nll_loss(x, target, spread, eps=1e-12)), "negative control"
+    with instrument.stable(profile="guard", losses={"nonfinite_elements": rule}) as run:
+        loss = F.gaussian_nll_loss(x, target, spread, eps=1e-12)
+        loss.backward()
+    good = torch.ones(3, 2, dtype=torch.bool)
+    good[1, 1] = False
+    exact = F.gaussian_nll_loss(values[good].double(), target[good].double(), torch.full((5,), 5e-13).double(), eps=1e-12, reduction="sum")
+    if not isinstance(var, torch.Tensor):
+        exact = F.gaussian_nll_loss(values[good].double(), target[good].double(), torch.full((5,), 1e-12).double(), eps=1e-12, reduction="sum")
+    expected = (exact + TINY) / 6 if rule == "bound" else exact / 5
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert x.grad[1, 1].item() == 0.0
+    assert torch.isfinite(x.grad).all()
+    assert not isinstance(spread, torch.Tensor) or torch.isfinite(spread.grad).all()
+    assert "NS604" in {e.code for e in run.events}
+
+
 def test_modules_come_here_too():
     x = logits()
     with instrument.stable(profile="guard") as run:

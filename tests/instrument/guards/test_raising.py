@@ -49,6 +49,9 @@ REPAIRED = {
     "full_like": (lambda: torch.full_like(HALF, -1e9), "NS402"),
     "fill_": (lambda: HALF.clone().fill_(-1e9), "NS402"),
     "new_full": (lambda: HALF.new_full((2,), -1e9), "NS402"),
+    "full": (lambda: torch.full((2, 3), -1e9, dtype=torch.float16), "NS402"),
+    "full by name, into a tensor": (lambda: torch.full(size=(3,), fill_value=1e9, out=torch.empty(3, dtype=torch.float16)), "NS402"),
+    "masked_fill with a tensor": (lambda: HALF.masked_fill(MASK, torch.tensor(-1e9)), "NS402"),
 }
 
 
@@ -81,6 +84,7 @@ BUGS = {
     "probs of 1.3": lambda: Bernoulli(probs=torch.tensor([1.3])),
     "no argument": lambda: torch.linalg.cholesky(),
     "a value of the wrong type": lambda: HALF.masked_fill(MASK, "x"),
+    "a size that is none": lambda: torch.full((-2,), -1e9, dtype=torch.float16),
     "no such shape": lambda: HALF.masked_fill(torch.tensor([True] * 7), -1e9),
 }
 
@@ -102,6 +106,16 @@ def test_jitter_is_small_and_other_matrices_of_the_batch_hardly_move():
         factor = torch.linalg.cholesky(batch)
     torch.testing.assert_close(factor[0], EYE * 2, rtol=1e-6, atol=0)
     torch.testing.assert_close(factor[1] @ factor[1].T, SINGULAR, rtol=1e-5, atol=1e-5)
+
+
+def test_a_constant_that_the_default_dtype_cannot_hold():
+    torch.set_default_dtype(torch.float16)
+    try:
+        with instrument.stable() as run:
+            assert torch.full((2,), -1e9).eq(torch.finfo(torch.float16).min).all()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [(e.code, e.shape, e.dtype) for e in run.events] == [("NS402", (2,), "float16")]
 
 
 def test_deliberate_infinities_and_healthy_calls_are_left_alone():
