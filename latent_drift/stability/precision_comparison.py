@@ -48,7 +48,8 @@ def precision_drift(
 
     Returns:
         `float32`: loss (None without labels) and accuracy (None without class logits and labels); and for each dtype's name:
-        `loss, accuracy, loss_change` (relative), `accuracy_drop`, `layers` (rows of name and relative error of the output, worst first), `nonfinite_layers`, `warning` (a sentence, or "").
+        `loss, accuracy, loss_change` (relative), `accuracy_drop`, `layers` (rows of name and relative error of the output, worst first),
+        `nonfinite_layers`, `warning` (a sentence, or "").
 
     *Numerics*: an autocast region around the call is left, so that float32 means float32; dropout is off, random numbers are the same in every run.
 
