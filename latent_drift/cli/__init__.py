@@ -48,6 +48,15 @@ def _says_what_another_says(error: LatentDriftError) -> bool:
     return shared and "LOCAL_RANK" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
+def _lack_of_memory(error: BaseException) -> str | None:
+    """What could not be allocated, or None where the error is another."""
+    text = str(error).partition("\n")[0]
+    if isinstance(error, MemoryError) or "out of memory" in text.lower():
+        return text or "an allocation failed"
+    start = text.find("can't allocate memory")  # torch on a CPU, which has no exception of its own for it
+    return None if start < 0 else text[start:].partition(". Error code")[0]
+
+
 def main() -> None:
     """Run the command line; errors of ours are one message on standard error and exit status 2."""
     try:
@@ -56,6 +65,17 @@ def main() -> None:
         if not _says_what_another_says(error):
             sys.stderr.write(f"latent-drift: error: {error}\n")
         raise SystemExit(FAILED) from None
+    except (MemoryError, RuntimeError) as error:
+        lacking = _lack_of_memory(error)
+        if lacking is None:
+            raise
+        sys.stderr.write(
+            f"latent-drift: error: there is not enough memory ({lacking}); take smaller numbers for the model, the batch, the data or the draws\n"
+        )
+        raise SystemExit(FAILED) from None
     except BrokenPipeError:  # the reader of our output has gone (`| head`)
         sys.stderr.close()
         raise SystemExit(1) from None
+    except OSError as error:  # the system's refusals are the user's to mend, wherever they come from
+        sys.stderr.write(f"latent-drift: error: {error}\n")
+        raise SystemExit(FAILED) from None

@@ -89,6 +89,8 @@ def _wanted(only: list[str] | None, known: list[str]) -> set[str] | None:
 def _opened(source: str) -> AbstractContextManager[BinaryIO]:
     """The bytes of a file, closed afterwards, or of standard input, left open."""
     if source == "-":
+        if sys.stdin is None:
+            raise UsageError("-: standard input is closed; give a log file")
         return nullcontext(sys.stdin.buffer)
     path = Path(source)
     if path.is_dir():
@@ -108,7 +110,9 @@ def _json(number: int, result: Classified) -> str:
 
 
 def _write(lines: list[str]) -> None:
-    """On standard output at once, in UTF-8 whatever the locale."""
+    """On standard output at once, in UTF-8 whatever the locale; nowhere if it is closed."""
+    if sys.stdout is None:
+        return
     sys.stdout.flush()
     data = "".join(line + os.linesep for line in lines).encode("utf-8", errors="replace")
     binary = getattr(sys.stdout, "buffer", None)

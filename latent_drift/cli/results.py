@@ -24,7 +24,7 @@ def finish_run(run: TrainingRun, folder: RunFolder, *, evaluate: bool, plots: bo
     if evaluate:
         data = open_data(kind, SYNTHETIC, run.settings.seed + HELD_OUT, ITEMS[kind])
         figures = figures_of(kind, run.model, data, run.device)
-        yield summary(kind, figures)
+        yield f"held-out {SYNTHETIC} data: {summary(kind, figures)}"
         try:
             folder.write_json(RESULT, {"step": run.step, "data": SYNTHETIC, **figures})
             if kind == "ode":

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from latent_drift.errors import UsageError
 from latent_drift.training.names import did_you_mean
 
-_WORDS: Final = {"true": True, "false": False, "none": None}
+_WORDS: Final = {"true": True, "false": False, "none": None, "nan": math.nan, "inf": math.inf, "+inf": math.inf, "-inf": -math.inf}
 
 
 def typed(text: str) -> Any:
@@ -43,7 +44,7 @@ def parse(assignments: Iterable[str], option: str) -> dict[str, Any]:
 
 
 def require_fit(what: str, option: str, make: Callable[..., Any], given: Mapping[str, Any], supplied: Iterable[str]) -> None:
-    """Refuse arguments that `make` does not have, and the lack of ones that it needs.
+    """Refuse arguments that `make` does not have, the lack of ones that it needs, and values of another kind than they ask for.
 
     Args:
         what: for the message, such as "optimizer SGD".
@@ -53,7 +54,7 @@ def require_fit(what: str, option: str, make: Callable[..., Any], given: Mapping
         supplied: parameters that are filled in without being asked for.
 
     Raises:
-        UsageError: naming the nearest argument, or the missing one.
+        UsageError: naming the nearest argument, the missing one, or what a value should be.
     """
     supplied = set(supplied)
     known = {name: p for name, p in inspect.signature(make).parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
@@ -65,6 +66,38 @@ def require_fit(what: str, option: str, make: Callable[..., Any], given: Mapping
     missing = [name for name, p in open_to_all.items() if p.default is p.empty and name not in given]
     if missing:
         raise UsageError(f"{what} needs {' and '.join(missing)}: add {' '.join(f'{option} {name}=VALUE' for name in missing)}")
+    for name, value in given.items():
+        if not _is_finite(value):
+            raise UsageError(f"{option} {name} must be finite; got {value!r}")
+        expected = _expected(open_to_all[name], value)
+        if expected is not None:
+            raise UsageError(f"{option} {name} of {what} expects {expected}; got {value!r}")
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, (tuple, list, set)):
+        return all(_is_finite(item) for item in value)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _expected(parameter: inspect.Parameter, value: Any) -> str | None:
+    """What a value should have been, going by the parameter's default or annotation; None where it may be that."""
+    default = parameter.default
+    if isinstance(default, bool):
+        return None if value in (True, False) else "True or False"
+    if isinstance(default, (int, float)) or parameter.annotation in (int, float, "int", "float"):
+        example = "" if default is parameter.empty else f", such as {default}"
+        # Some take a list as well, one number for each group of parameters: that is for them to judge.
+        return f"a number{example}" if value is None or isinstance(value, (bool, str)) else None
+    if isinstance(default, tuple):
+        fits = isinstance(value, (tuple, list)) and len(value) == len(default) and not any(isinstance(item, (bool, str)) for item in value)
+        return None if fits else f"{len(default)} numbers, such as {str(default).replace(' ', '')}"
+    if isinstance(default, str):
+        return None if isinstance(value, str) else f"a word, such as {default}"
+    annotated = "" if parameter.annotation is parameter.empty else inspect.formatannotation(parameter.annotation)
+    if isinstance(value, str) and annotated and not any(word in annotated for word in ("str", "Literal", "Any")):
+        return "True, False or none" if "bool" in annotated else f"a value of the kind {annotated.removeprefix('collections.abc.')}"
+    return None
 
 
 def _shown(parameter: inspect.Parameter) -> str:

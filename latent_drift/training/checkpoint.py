@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latent_drift._version import __version__
 from latent_drift.config import StabilityConfig, load
@@ -22,6 +23,20 @@ PREVIOUS: Final = ".previous"
 
 FORMAT: Final = 1
 _MARK: Final = "latent_drift_run"  # what no other file of tensors has
+_ARCHIVE: Final = b"PK\x03\x04"  # how a file of torch.save begins
+
+_PARTS: Final = {
+    "kind": str,
+    "settings": Mapping,
+    "config": Mapping,
+    "step": int,
+    "model": Mapping,
+    "optimizer": Mapping,
+    "optimizer_step": Mapping,
+    "schedule": Mapping,
+    "random": Mapping,
+}
+"""What a checkpoint is made of, and its `data`, which may be None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +137,7 @@ def read_checkpoint(given: str | Path, kind: str | None = None) -> Checkpoint:
         previous = path.with_name(path.name + PREVIOUS)
         content, _ = _content_of(previous)
         if content is None:
-            raise UsageError(
-                f"{path}: is no checkpoint of latent-drift, or a damaged one (read as one it gives: {failure}); `latent-drift train` writes them"
-            )
+            raise UsageError(f"{path}: is no checkpoint of latent-drift, or a damaged one: {failure}. `latent-drift train` writes them")
         note = f"{path}: cannot be read ({failure}); taking the checkpoint before it, {previous}, of step {content.get('step')}"
         path = previous
     return _understood(path, content, kind, note)
@@ -135,17 +148,27 @@ def _content_of(path: Path) -> tuple[dict[str, Any] | None, str]:
     if not path.exists():
         return None, "the file is missing"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            start = file.read(len(_ARCHIVE))
     except OSError as error:
         return None, error.strerror or str(error)
-    except Exception as error:  # a damaged or foreign file fails in many ways: zip, pickle, end of file
-        reason = str(error).strip().partition("\n")[0]
-        if "weights_only" in str(error) or "Weights only" in str(error):
-            reason = "it is no file of tensors and plain data (it may be damaged, or hold pickled objects, which are never run)"
-        return None, reason or type(error).__name__
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or foreign file fails in many ways: zip, pickle, system, end of file
+        if start[:1] in (b"P", b"\x80") and ("weights_only" in str(error) or "Weights only" in str(error)):
+            return None, "it holds pickled objects, which are never run"
+        if not start:
+            return None, "it is empty"
+        return None, "it was cut short or changed" if start == _ARCHIVE else "it is no file of torch.save"
     if not isinstance(content, dict) or _MARK not in content:
         held = f"it holds {', '.join(map(str, list(content)[:4]))}, ..." if isinstance(content, dict) and content else "it holds something else"
-        return None, f"{held}; a checkpoint of `latent-drift train` was expected (for a bare state dict: model.load_state_dict in Python)"
+        return None, f"{held}; for a bare state dict: model.load_state_dict in Python"
+    if not isinstance(content[_MARK], int):
+        return None, f"its format is {content[_MARK]!r}"
+    if content[_MARK] <= FORMAT:
+        wrong = [name for name, kind in _PARTS.items() if not isinstance(content.get(name), kind)]
+        if wrong:
+            return None, f"it lacks what a run needs, or holds it in another kind: {', '.join(wrong)}"
     return content, ""
 
 
@@ -165,6 +188,8 @@ def _understood(path: Path, content: dict[str, Any], kind: str | None, note: str
         config = load(content["config"])
     except (UsageError, ConfigError) as error:
         raise UsageError(f"{path}: {error}") from error
+    except (TypeError, ValueError) as error:  # a value of another kind than any run has
+        raise UsageError(f"{path}: its settings are damaged ({error})") from error
     return Checkpoint(path, settings, config, content["step"], content, note)
 
 
@@ -172,9 +197,14 @@ def load_model(checkpoint: Checkpoint, model: nn.Module) -> None:
     """Put a checkpoint's weights into a model.
 
     Raises:
-        UsageError: they do not fit.
+        UsageError: they do not fit, or are not finite.
     """
+    weights = checkpoint.content["model"]
     try:
-        model.load_state_dict(checkpoint.content["model"])
-    except RuntimeError as error:
-        raise UsageError(f"{checkpoint.path}: its weights do not fit a model of the sizes it states: {error}") from error
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        lines = [shorten(line, 160) for line in str(error).splitlines()[1:4]] or [str(error)]
+        raise UsageError(f"{checkpoint.path}: its weights do not fit a model of the sizes it states: {'; '.join(lines)}") from error
+    spoilt = [name for name, value in weights.items() if isinstance(value, Tensor) and not bool(value.isfinite().all())]
+    if spoilt:
+        raise UsageError(f"{checkpoint.path}: {len(spoilt)} of its weights are not finite, {spoilt[0]} for one; take a checkpoint from before that")

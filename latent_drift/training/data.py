@@ -25,6 +25,7 @@ from latent_drift.models.log_data import LogDataset
 from latent_drift.models.sequences import SyntheticTargetDataset
 from latent_drift.training.arguments import typed
 from latent_drift.training.batches import Data
+from latent_drift.training.lines import text_of
 from latent_drift.training.log_text import encode_lines
 from latent_drift.training.names import did_you_mean
 
@@ -66,7 +67,13 @@ class _Sequences:
 
 
 def settled(specification: str) -> str:
-    """A specification that means the same in every working directory."""
+    """A specification that means the same in every working directory.
+
+    Raises:
+        UsageError: it is empty.
+    """
+    if not specification.strip():
+        raise UsageError(f"--data is empty; give a file, or {SYNTHETIC}")
     return specification if specification.partition(":")[0] == SYNTHETIC else str(Path(specification).absolute())
 
 
@@ -105,7 +112,7 @@ def open_data(kind: str, specification: str, seed: int, samples: int | None = No
         what = "is a directory" if path.is_dir() else "is no file"
         raise UsageError(f"--data {specification}: {what}; give a file, or {SYNTHETIC}[:samples=N,seed=N{',drift=N' if kind == 'raccoon' else ''}]")
     try:
-        lines = [line.removesuffix("\r") for line in path.read_bytes().decode("utf-8", errors="replace").split("\n")]
+        lines = [line.removesuffix("\r") for line in text_of(path.read_bytes()).split("\n")]
     except OSError as error:
         raise UsageError(f"--data {specification}: cannot be read: {error.strerror}") from error
     return _read_sequences(path, lines) if kind == "ode" else _read_messages(path, lines)

@@ -27,6 +27,9 @@ DRAWN: Final = 64
 
 _BATCH: Final = {"ode": 64, "raccoon": 512}
 
+_PORTION: Final = 512  # sequences drawn together: their keys and values are held for every token, 0.4 MB a sequence of 67
+_SEED_STRIDE: Final = 0x9E3779B97F4A7C15  # odd, so that no two portions of a seed meet
+
 
 def evaluate(kind: str, model: nn.Module, data: Data, device: torch.device, *, seed: int = 0) -> dict[str, Any]:
     """Figures of a model on all items of `data`, as plain data; the model is left in evaluation mode.
@@ -77,7 +80,7 @@ def _of_sequences(model: DeterministicLatentODE, data: Data, device: torch.devic
         recon, latent, ode = model.loss_components(tokens)
         for name, value in (("recon", recon), ("latent_ep", latent), ("ode_reg", ode)):
             totals[name] += float(value) * tokens.shape[0]
-    drawn = draw_sequences(model, DRAWN, PROMPT + T, seed)
+    drawn = list(draw_sequences(model, DRAWN, PROMPT + T, seed))
     return {
         "items": len(data),
         **{name: total / len(data) for name, total in totals.items()},
@@ -86,13 +89,15 @@ def _of_sequences(model: DeterministicLatentODE, data: Data, device: torch.devic
     }
 
 
-def draw_sequences(model: DeterministicLatentODE, count: int, length: int, seed: int, *, shared: bool = False) -> list[str]:
+def draw_sequences(model: DeterministicLatentODE, count: int, length: int, seed: int, *, shared: bool = False) -> Iterator[str]:
     """Sequences drawn from the model with a seed of their own, as text; from one common z_0 if `shared`, else from one each."""
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        common, own = sample_sequences_ode(model, length, count, "cpu")
-    return [alphabet.decode(row) for row in (common if shared else own)]
+    portion = max(1, count if shared else min(count, _PORTION))
+    for number, first in enumerate(range(0, count, portion)):
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed((seed + number * _SEED_STRIDE) % 2**63)
+            common, own = sample_sequences_ode(model, length, min(portion, count - first), "cpu")
+        yield from (alphabet.decode(row) for row in (common if shared else own))
 
 
 def is_well_formed(text: str) -> bool:

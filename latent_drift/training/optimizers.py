@@ -94,9 +94,11 @@ def build(name: str, arguments: Mapping[str, Any], parameters: Iterable[nn.Param
         optimizer = kind([p for p in parameters if p.requires_grad], **arguments)
         _try(kind, arguments)
         return optimizer
-    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+    except Exception as error:  # some thirty classes of two packages, given what somebody typed
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
-        raise UsageError(f"--optimizer {name} with {given}: {error}. Change --opt, or take another optimizer.") from error
+        raise UsageError(
+            f"--optimizer {name} with {given}: {str(error).rstrip('.') or type(error).__name__}. Change --opt, or take another optimizer."
+        ) from error
 
 
 def _try(kind: type[torch.optim.Optimizer], arguments: Mapping[str, Any]) -> None:

@@ -149,7 +149,7 @@ class TrainingRun:
             folder: for metrics and checkpoints; None writes none, and other ranks than the first never do.
 
         Raises:
-            UsageError: the folder's metrics are not those of the checkpoint.
+            UsageError: the folder's metrics are not those of the checkpoint, or a new run's folder has no room for it.
             GiveUpError: too many steps in a row were not finite. The last checkpoint stays.
             NumericalError: the config says to raise, or a weight is not finite where a checkpoint was due.
         """
@@ -161,7 +161,9 @@ class TrainingRun:
             with interruptible() as interruption:
                 self._trained.train()
                 self._describe()
-                if self.step > self._kept:
+                if self._kept < 0:
+                    self.ranks.from_first(self._keep_first)
+                elif self.step > self._kept:
                     unsaved = self._keep()
                 stopped = False
                 while self.step < last and not stopped:
@@ -223,6 +225,19 @@ class TrainingRun:
             "versions": {"latent_drift": __version__, "torch": str(torch.__version__)},
         }
 
+    def _keep_first(self) -> None:
+        """The checkpoint of a new run before its first step: a run that could never be saved is refused while nothing is lost by it."""
+        if self._folder is None:
+            return
+        try:
+            self._write(self._folder)
+        except OSError as error:
+            self._folder.discard()
+            raise UsageError(
+                f"{self._folder.path}: {_reason(error)}, and a run needs room for two checkpoints. Make room, or give another --out."
+            ) from error
+        self._kept = self.step
+
     def _keep(self) -> OSError | None:
         """Write a checkpoint, metrics first; what prevented it, or None. Only the first process does anything."""
         if self._folder is None or self._metrics is None:
@@ -231,7 +246,7 @@ class TrainingRun:
         try:
             self._write(self._folder)
         except OSError as failure:
-            self._on_note(f"checkpoint of step {self.step}: {_reason(failure)}; the one of step {max(self._kept, 0)} stays, training goes on")
+            self._on_note(f"checkpoint of step {self.step}: {_reason(failure)}; the one of step {self._kept} stays, training goes on")
             return failure
         self._kept = self.step
         return error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +41,13 @@ class RunFolder:
     def has_checkpoint(self) -> bool:
         """Whether a run can be continued here."""
         return self.checkpoint.exists() or self.checkpoint.with_name(FILE_NAME + PREVIOUS).exists()
+
+    def discard(self) -> None:
+        """Take away what a run that never began has put here, and the folder with it if nothing else is in it."""
+        for name in (RUN, METRICS):
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # it holds something else, or is the reader's working directory
+            self.path.rmdir()
 
     def write_json(self, name: str, document: Any) -> None:
         """Write a file of plain data, whole or not at all.

@@ -114,10 +114,10 @@ class Schedule:
             try:
                 self._scheduler = catalogue()[self.name](optimizer, **filled)
                 _try(catalogue()[self.name], filled, self.rate)
-            except (ValueError, TypeError, KeyError, ArithmeticError) as error:
+            except Exception as error:  # some fifteen classes, given what somebody typed
                 given = ", ".join(f"{key}={value!r}" for key, value in filled.items())
                 advice = " Add --sched cycle_momentum=False." if "cycle_momentum" in str(error) else " Change --sched."
-                raise UsageError(f"--scheduler {self.name} with {given}: {error}.{advice}") from error
+                raise UsageError(f"--scheduler {self.name} with {given}: {str(error).rstrip('.') or type(error).__name__}.{advice}") from error
 
     @property
     def rate(self) -> float:

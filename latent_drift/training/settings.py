@@ -15,6 +15,9 @@ PRECISIONS: Final = ("float32", "bfloat16", "float16")
 LARGEST_SEED: Final = 2**32 - 1
 """Seeds beyond it belong to held-out data."""
 
+LARGEST_BATCH: Final = 2**24
+"""Far beyond what any machine holds; above it the list of the items alone would fill the memory before anything could refuse."""
+
 HELD_OUT: Final = 2**40
 """Added to a run's seed for data that it never trains on."""
 
@@ -59,6 +62,8 @@ class RunSettings:
             value = getattr(self, name)
             if value < least:
                 problems.append(f"{option_of(name)} must be at least {least}; got {value}")
+        if self.batch_size > LARGEST_BATCH:
+            problems.append(f"--batch-size must be at most {LARGEST_BATCH}; got {self.batch_size}")
         if not 0 <= self.seed <= LARGEST_SEED:
             problems.append(f"--seed must be from 0 to {LARGEST_SEED}; got {self.seed}")
         if self.precision not in PRECISIONS:

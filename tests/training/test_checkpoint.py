@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 from pathlib import Path
@@ -72,10 +73,14 @@ def test_what_is_no_checkpoint_is_refused_and_nothing_in_it_runs(made: Path, pro
     torch.save([1, 2], project / "list.pt")
     (project / "pickle.pt").write_bytes(pickle.dumps(_Bomb()))
     torch.save({"latent_drift_run": 1, "x": _Bomb()}, project / "zip.pt")
+    (project / "nothing.pt").touch()
+    (project / "cut.pt").write_bytes((made / "checkpoint.pt").read_bytes()[:5000])
     (project / "empty").mkdir()
     for name, message in {
-        "text.pt": "is no checkpoint of latent-drift",
-        "state.pt": r"it holds weight, bias, \.\.\.; a checkpoint of `latent-drift train` was expected",
+        "text.pt": "is no checkpoint of latent-drift, or a damaged one: it is no file of torch.save",
+        "nothing.pt": "it is empty",
+        "cut.pt": "it was cut short or changed",
+        "state.pt": r"it holds weight, bias, \.\.\.; for a bare state dict: model\.load_state_dict",
         "list.pt": "it holds something else",
         "pickle.pt": "pickled objects, which are never run",
         "zip.pt": "pickled objects, which are never run",
@@ -95,14 +100,20 @@ def test_another_kind_and_a_later_format_are_refused(made: Path, project: Path) 
         ({"latent_drift_run": 99}, r"in format 99; this is .*Install the newer one"),
         ({"kind": "squirrel"}, r"holds a model 'squirrel'; this release knows ode and raccoon"),
         ({"settings": {**content["settings"], "colour": 1}}, r"the settings do not fit this release of latent-drift \(colour\)"),
+        ({"latent_drift_run": "one"}, r"its format is 'one'"),
+        ({"settings": 7, "random": None}, r"lacks what a run needs, or holds it in another kind: settings, random"),
+        ({"settings": {**content["settings"], "steps": "many"}}, r"its settings are damaged"),
+        ({"model": {}}, r"weights do not fit a model of the sizes it states: Missing key"),
+        ({"model": {**content["model"], "z0_mean": content["model"]["z0_mean"] * math.nan}}, r"1 of its weights are not finite, z0_mean"),
         (
             {"settings": {**content["settings"], "sizes": {**content["settings"]["sizes"], "latent_dim": 5}}},
             r"weights do not fit a model of the sizes",
         ),
     ):
         torch.save(content | change, project / "changed.pt")
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(UsageError, match=message) as caught:
             load_trained(project / "changed.pt", None, CPU)
+        assert len(str(caught.value)) < 700  # not a screen of keys
 
 
 def test_the_checkpoint_s_own_config_rules_unless_somebody_asks(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

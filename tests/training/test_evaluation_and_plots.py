@@ -43,9 +43,9 @@ def test_drawing_does_not_disturb_the_run_s_random_numbers(start: Start) -> None
     torch.manual_seed(1)
     ahead = torch.rand(3)
     torch.manual_seed(1)
-    drawn = draw_sequences(model, 2, 9, seed=5)
+    drawn = list(draw_sequences(model, 2, 9, seed=5))
     assert torch.equal(torch.rand(3), ahead)
-    assert drawn == draw_sequences(model, 2, 9, seed=5) != draw_sequences(model, 2, 9, seed=6)
+    assert drawn == list(draw_sequences(model, 2, 9, seed=5)) != list(draw_sequences(model, 2, 9, seed=6))
     assert len(set(draw_sequences(model, 3, 9, seed=5, shared=True))) > 1
 
 

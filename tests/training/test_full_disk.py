@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from latent_drift.errors import UsageError
 from latent_drift.training.checkpoint import read_checkpoint
 from latent_drift.training.run import Record
 from tests.training.conftest import Start, folder, same, tiny
@@ -109,3 +110,14 @@ def test_metrics_alone_that_cannot_be_written_are_rescued_too(start: Start, tmp_
     end = start(tiny("raccoon", 8), on_step=fill).train(folder(run))
     assert end.rescued is not None
     assert len((end.rescued / "metrics.jsonl").read_bytes().splitlines()) == 8
+
+
+def test_a_new_run_that_cannot_be_saved_is_refused_before_its_first_step(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, taken = Disk(monkeypatch, tmp_path / "run"), list[Record]()
+    disk.full = True
+    with pytest.raises(UsageError, match=r"run: cannot be written \(No space left on device\).*Make room, or give another --out"):
+        start(tiny("raccoon"), on_step=taken.append).train(folder(tmp_path / "run"))
+    assert taken == []
+    assert not (tmp_path / "run").exists()  # so that the same command can be given again
+    disk.full = False
+    assert start(tiny("raccoon", 3)).train(folder(tmp_path / "run")).finished

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -115,9 +116,50 @@ def test_a_name_of_one_package_is_not_found_in_the_other() -> None:
 def test_values_that_an_optimizer_refuses_are_told_with_its_reason() -> None:
     with pytest.raises(UsageError, match=r"--optimizer AdamW with lr=-1: Invalid learning rate: -1"):
         optimizers.build("AdamW", {"lr": -1}, parameters())
-    for name, argument, value in (("SGD", "lr", "fast"), ("AdamW", "betas", 3), ("AdamW", "capturable", True), ("Adagrad", "differentiable", True)):
+    for name, argument, value in (
+        ("SGD", "momentum", -1),
+        ("AdamW", "betas", (2, 3)),
+        ("AdamW", "capturable", True),
+        ("Adagrad", "differentiable", True),
+    ):
         with pytest.raises(UsageError, match=rf"--optimizer {name} with {argument}="):
             optimizers.build(name, {argument: value}, parameters())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr=nan", "--opt lr must be finite; got nan"),
+        ("lr=-inf", "--opt lr must be finite; got -inf"),
+        ("weight_decay=1e400", "--opt weight_decay must be finite; got inf"),
+        ("lr=fast", "--opt lr of optimizer AdamW expects a number, such as 0.001; got 'fast'"),
+        ("lr=True", "--opt lr of optimizer AdamW expects a number, such as 0.001; got True"),
+        ("lr=none", "--opt lr of optimizer AdamW expects a number, such as 0.001; got None"),
+        ("betas=0.9", "--opt betas of optimizer AdamW expects 2 numbers, such as (0.9,0.999); got 0.9"),
+        ("betas=(0.9,)", "--opt betas of optimizer AdamW expects 2 numbers, such as (0.9,0.999); got (0.9,)"),
+        ("betas=(0.9,nan)", "--opt betas of optimizer AdamW expects 2 numbers, such as (0.9,0.999); got '(0.9,nan)'"),
+        ("betas=(0.9,1e999)", "--opt betas must be finite; got (0.9, inf)"),
+        ("amsgrad=maybe", "--opt amsgrad of optimizer AdamW expects True or False; got 'maybe'"),
+        ("foreach=maybe", "--opt foreach of optimizer AdamW expects True, False or none; got 'maybe'"),
+    ],
+)
+def test_a_value_of_another_kind_is_told_with_what_is_expected(text: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        optimizers.build("AdamW", parse([text], "--opt"), parameters())
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("text", ["lr=1e-4", "lr=1", "betas=[0.8,0.9]", "amsgrad=true", "amsgrad=1", "foreach=none", "foreach=False"])
+def test_a_value_of_the_kind_is_taken(text: str) -> None:
+    assert optimizers.build("AdamW", parse([text], "--opt"), parameters()).param_groups
+
+
+@pytest.mark.parametrize("catalogue", [optimizers.catalogue, schedules.catalogue])
+def test_every_default_is_a_value_that_may_be_given(catalogue: Any) -> None:
+    for name, kind in catalogue().items():
+        given = {key: p.default for key, p in inspect.signature(kind).parameters.items() if p.default is not p.empty}
+        supplied = [key for key, p in inspect.signature(kind).parameters.items() if p.default is p.empty]
+        require_fit(name, "--opt", kind, given, supplied)
 
 
 def test_schedules_are_laid_out_over_the_run_where_they_have_a_length() -> None:
@@ -141,7 +183,11 @@ def test_schedules_are_laid_out_over_the_run_where_they_have_a_length() -> None:
         ("StepLR", {}, r"schedule StepLR needs step_size: add --sched step_size=VALUE"),
         ("StepLR", {"size": 3}, r"--sched size: schedule StepLR has no such argument. Did you mean step_size\?"),
         ("constant", {"gamma": 1}, r"--sched gamma: the schedule constant has no arguments"),
-        ("ExponentialLR", {"gamma": "x"}, r"--scheduler ExponentialLR with gamma='x'"),
+        ("ExponentialLR", {"gamma": "x"}, r"--sched gamma of schedule ExponentialLR expects a number; got 'x'"),
+        ("MultiStepLR", {"milestones": "abc"}, r"--sched milestones .* expects a value of the kind '?Iterable\[int\]'?; got 'abc'"),
+        ("MultiStepLR", {"milestones": 3}, r"--scheduler MultiStepLR with milestones=3: .*not iterable"),
+        ("ReduceLROnPlateau", {"mode": 3}, r"--sched mode .* expects a word, such as min; got 3"),
+        ("StepLR", {"step_size": 2, "gamma": math.nan}, r"--sched gamma must be finite; got nan"),
         ("LambdaLR", {}, r"--scheduler LambdaLR: no such schedule"),
         ("CosineAnnealingLR", {"last_epoch": 3}, r"--sched last_epoch: .* has no such argument"),
     ],
