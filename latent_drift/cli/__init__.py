@@ -18,6 +18,14 @@ from latent_drift.errors import ConfigError, LatentDriftError, MissingExtraError
 FAILED = 2
 """Exit status of a command that could not do its work: bad usage, or an error of ours."""
 
+FIRST_STEPS = """\b
+From a first run to an answer:
+  latent-drift train raccoon --out runs/logs     # about ten seconds
+  latent-drift evaluate runs/logs
+  latent-drift classify runs/logs /var/log/syslog
+  tail -f app.log | latent-drift classify runs/logs --only ERROR
+Each command says more: latent-drift COMMAND --help"""
+
 app = typer.Typer(name="latent-drift", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(config_app, name="config")
 app.command(name="train", epilog=EPILOG)(train)
@@ -35,7 +43,7 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(epilog=FIRST_STEPS)
 def _options(
     version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
 ) -> None:

@@ -119,7 +119,10 @@ def diff(
     profile: Profile = None,
     as_json: Json = False,
 ) -> None:
-    """Show by field what differs between two configs; exit 1 where anything does."""
+    """Show by field what differs between two configs.
+
+    Exit status: 0 nothing differs, 1 something does.
+    """
     from latent_drift.config import compare
     from latent_drift.config.frozen import thaw
     from latent_drift.config.notes import note_on, notes_of
@@ -182,7 +185,10 @@ def lock(
     output: Annotated[Path, typer.Option("--output", "-o", help="The lock file.")] = Path("stability.lock"),
     as_json: Json = False,
 ) -> None:
-    """Write the resolved version, hash, overrides, values and the torch version to a lock file."""
+    """Write a lock file: which config it is, and all of it.
+
+    Version, hash, overrides, values and the version of torch.
+    """
     from latent_drift.config.files import write_atomically
     from latent_drift.config.lock import Lock
 
@@ -200,7 +206,10 @@ def check(
     path: Annotated[Path, typer.Argument(metavar="[LOCK]", help="The lock file.")] = Path("stability.lock"),
     as_json: Json = False,
 ) -> None:
-    """Check that the installed release gives the values of a lock file; exit 1 where it does not."""
+    """Check that the values of a lock file still hold.
+
+    Exit status: 0 the installed release gives them, 1 it does not.
+    """
     from latent_drift.config.lock import check_lock, read_lock
 
     found = check_lock(read_lock(path))

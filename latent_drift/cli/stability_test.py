@@ -24,7 +24,9 @@ def stability_test(
         str | None, typer.Option("--json", help="Write the report as JSON to this file; - for standard output instead of the table.")
     ] = None,
 ) -> None:
-    """Test a model's numerics: initialisation, forward, gradient flow, mixed precision, multi-step training.
+    """Test a model's numerics.
+
+    Initialisation, forward, gradient flow, mixed precision, multi-step training.
 
     Exit status: 0 all passed, 1 something failed, 2 the test could not run.
     """

@@ -28,6 +28,8 @@ _SHOWN_PATHS: Final = 6
 _SDE_POINTS: Final = 51
 _WINDOW_SHARE: Final = 50
 """The running mean is over this part of the steps."""
+_FEW: Final = 40
+"""Up to so many values each is marked: a line through one or two would be missed."""
 
 
 def plot_run(folder: Path, model: nn.Module, settings: RunSettings, device: torch.device) -> list[Path]:
@@ -76,7 +78,7 @@ def loss_figure(records: Sequence[dict[str, Any]], parts: Sequence[str]) -> Any:
     for axis, name in zip(figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0], names, strict=True):
         _curve(axis, records, name)
         _scale(axis, [record[name] for record in records], logarithmic=name != "accuracy")
-    axis.set_xlabel("step")
+    _steps(axis)
     figure.align_ylabels()
     return figure
 
@@ -100,17 +102,18 @@ def gradient_figure(records: Sequence[dict[str, Any]]) -> Any:
     lower.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     if any(record["lr"] is not None for record in records):
         lower.set_ylim(bottom=0)
-    lower.set_xlabel("step")
+    _steps(lower)
     _plain(lower)
     figure.align_ylabels()
     return figure
 
 
 def _curve(axis: Any, records: Sequence[dict[str, Any]], name: str, label: str | None = None) -> None:
-    """Every value faintly, and the mean over the fiftieth of the steps around each."""
+    """Every value, and where there are many the mean over the fiftieth of the steps around each, behind which the values fade."""
     points = [(record["step"], record[name]) for record in records if record[name] is not None]
-    axis.plot([x for x, _ in points], [y for _, y in points], color=COLOURS[2], linewidth=0.6, alpha=0.35)
     window = max(1, len(points) // _WINDOW_SHARE)
+    faded = {"linewidth": 0.6, "alpha": 0.35} if window > 1 else {"linewidth": 1.4, "marker": "o" if len(points) <= _FEW else "", "markersize": 3}
+    axis.plot([x for x, _ in points], [y for _, y in points], color=COLOURS[2], **faded)
     if window > 1:
         means = torch.tensor([y for _, y in points], dtype=torch.float64).unfold(0, window, 1).mean(1).tolist()
         axis.plot([x for x, _ in points[window // 2 :]][: len(means)], means, color=COLOURS[2], linewidth=1.6)
@@ -123,6 +126,23 @@ def _scale(axis: Any, values: Sequence[float | None], logarithmic: bool) -> None
     known = [value for value in values if value is not None]
     if logarithmic and known and min(known) > 0 and max(known) > 5 * min(known):
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        if max(known) < 100 * min(known):  # few powers of ten, or none: the numbers between them are what can be read
+            axis.yaxis.set_minor_locator(_locators().LogLocator(subs=(2.0, 5.0)))
+            axis.yaxis.set_minor_formatter("{x:g}")
+        else:
+            axis.yaxis.set_minor_formatter(_locators().NullFormatter())
+
+
+def _locators() -> Any:
+    from matplotlib import ticker
+
+    return ticker
+
+
+def _steps(axis: Any) -> None:
+    axis.set_xlabel("step")
+    axis.xaxis.set_major_locator(_locators().MaxNLocator(integer=True, steps=(1, 2, 5, 10), min_n_ticks=1))
 
 
 def _plain(axis: Any) -> None:

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import latent_drift.cli
 from latent_drift import __version__
 from tests.cli.conftest import Run
 
@@ -18,6 +20,43 @@ def test_help_lists_the_commands(run: Run) -> None:
     outcome = run("--help")
     assert outcome.status == 0
     assert "config" in outcome.out
+
+
+@pytest.mark.parametrize("group", [(), ("config",)])
+def test_help_cuts_no_command_s_line_short(run: Run, group: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "..." not in run(*group, "--help").out.replace("[ARGS]...", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (MemoryError("Unable to allocate 72.8 TiB"), "there is not enough memory (Unable to allocate 72.8 TiB); take smaller numbers"),
+        (
+            RuntimeError("[enforce fail at x.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes. Error code 12 (C)"),
+            "there is not enough memory (can't allocate memory: you tried to allocate 9 bytes); take smaller numbers",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "there is not enough memory (CUDA out of memory."),
+        (OSError(28, "No space left on device", "x"), "[Errno 28] No space left on device: 'x'"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_message_and_status_2(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, shown: str) -> None:
+    def refused() -> None:
+        raise error
+
+    monkeypatch.setattr(latent_drift.cli, "app", refused)
+    outcome = run("train")
+    assert outcome.status == 2
+    assert outcome.err.startswith(f"latent-drift: error: {shown}")
+
+
+def test_another_error_is_a_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong() -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(latent_drift.cli, "app", wrong)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        latent_drift.cli.main()
 
 
 def test_version(run: Run) -> None:

@@ -212,3 +212,25 @@ def test_evaluation_of_sequences_is_of_the_model_s_own_loss(run: Run, sequences:
         recon = float(model.loss_components(torch.stack([data[i] for i in range(70)]))[0])  # type: ignore[operator]
     assert figures["recon"] == pytest.approx(recon, rel=1e-5)
     assert figures["well_formed"] == 0.0
+
+
+@pytest.mark.parametrize("stream", ["<&-", ">&-"], ids=["standard-input", "standard-output"])
+def test_a_closed_stream_is_no_traceback(classifier: Path, stream: str) -> None:
+    command = f"echo ERROR | {sys.executable} -m latent_drift classify {classifier} {stream}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout == ""
+    assert done.stderr == ("" if ">" in stream else "latent-drift: error: -: standard input is closed; give a log file\n")
+    assert done.returncode == (0 if ">" in stream else 2)
+
+
+def test_many_samples_come_in_portions_of_their_own(sequences: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = run("sample", str(sequences), "-n", "7", "--length", "9").out.splitlines()
+    monkeypatch.setattr("latent_drift.training.evaluation._PORTION", 3)
+    portions = run("sample", str(sequences), "-n", "7", "--length", "9").out.splitlines()
+    assert len(together) == len(portions) == 7
+    assert len(set(portions)) > 3  # no portion is drawn again
+    assert portions == run("sample", str(sequences), "-n", "7", "--length", "9").out.splitlines()
+    assert portions[:3] == run("sample", str(sequences), "-n", "3", "--length", "9").out.splitlines()
+    shared = run("sample", str(sequences), "-n", "7", "--length", "9", "--shared").out.splitlines()
+    monkeypatch.setattr("latent_drift.training.evaluation._PORTION", 512)
+    assert shared == run("sample", str(sequences), "-n", "7", "--length", "9", "--shared").out.splitlines()  # one z_0 for all, however many

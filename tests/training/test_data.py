@@ -38,6 +38,13 @@ def test_a_file_of_messages(tmp_path: Path) -> None:
     assert open_data("raccoon", str(lines), 0).batch([0, 1])[1].tolist() == [3, 2]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_that_begins_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "labelled.tsv"
+    path.write_text("ERROR\tdisk\nINFO\tstart\n", encoding=encoding)
+    assert open_data("raccoon", str(path), 0).batch([0, 1])[1].tolist() == [0, 2]
+
+
 def test_a_file_of_sequences(tmp_path: Path) -> None:
     path = tmp_path / "sequences.txt"
     path.write_text("?A>__\r\n?B>!_\r\n")

@@ -95,8 +95,20 @@ def test_skipped_steps_and_missing_values_can_be_plotted() -> None:
     assert loss_figure([], ()).axes
 
 
+@pytest.mark.parametrize(("steps", "lines", "opacity"), [(1, 1, None), (40, 1, None), (99, 1, None), (100, 2, 0.35), (1000, 2, 0.35)])
+def test_the_values_are_faint_only_behind_their_running_mean(steps: int, lines: int, opacity: float | None) -> None:
+    pytest.importorskip("matplotlib")
+    from latent_drift.training.plots import loss_figure
+
+    axis = loss_figure([{"step": step, "loss": 1.0 + step % 3} for step in range(steps)], ()).axes[0]
+    assert len(axis.lines) == lines
+    assert axis.lines[0].get_alpha() == opacity
+    assert axis.lines[0].get_marker() == ("o" if steps <= 40 else "" if lines == 1 else "None")
+    assert all(tick == int(tick) for tick in axis.get_xticks())
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_default_runs_reach_what_they_are_said_to(start: Start, tmp_path: Path, record_property: Any) -> None:
     """The classifier's default run, and half of the latent ODE's, from settings alone."""
     from latent_drift.training.data import open_data
