@@ -159,9 +159,7 @@ def named(source: Source, node: cst.BaseExpression, suggestion: str) -> tuple[st
         raise Unfixable("the value has no name and no line of its own")
     if not isinstance(statement.body[0], (cst.Assign, cst.Return)) or _is_conditional(source, node, statement):
         raise Unfixable("the value may not be computed ahead of its statement")
-    name = suggestion
-    while source.scope_of(node).lookup(name) is not None or re.search(rf"\b{name}\b", source.text):
-        name += "_"
+    name = names.invented(source, node, suggestion)
     text = source.code(node)
     if node.lpar and "\n" not in text:
         text = source.code(node.with_changes(lpar=node.lpar[1:], rpar=node.rpar[:-1]))

@@ -24,7 +24,8 @@ class Diagnostic:
 
     `firing_lines` are the lines at which a run may report this finding: all lines of the expression,
     and those of the operations that the fix cures. `excerpt` is the text of the first line; `cell` is
-    the cell of a notebook, in which lines are then counted.
+    the cell of a notebook, in which lines are then counted; `last_resort` marks a bound on whatever a run
+    has seen fail, which gives way to a stable form.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Diagnostic:
     firing_lines: frozenset[int] = frozenset()
     excerpt: str = ""
     cell: int | None = None
+    last_resort: bool = False
 
     @property
     def name(self) -> str:
@@ -82,7 +84,8 @@ def _located(source: Source, rule: AbstractRule, hit: Hit) -> tuple[Diagnostic, 
         first, last = (source.location(offset)[0] for offset in source.span(node))
         lines.update(range(first, last + 1))
     return Diagnostic(
-        source.path, line, column, end_line, end_column, rule.code, hit.message, safety, changes, frozenset(lines), source.line(line)
+        *(source.path, line, column, end_line, end_column, rule.code, hit.message, safety, changes, frozenset(lines), source.line(line)),
+        last_resort=hit.last_resort,
     ), (
         start,
         end,

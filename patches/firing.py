@@ -139,6 +139,7 @@ class FiredOnly:
         self.lines = located.lines
         self.original = original.splitlines()
         self.matched: set[int] = set()
+        self.stable: set[int] = set()  # lines for which a stable form was found, in this pass or an earlier one
 
     def __call__(self, source: Source, diagnostics: Sequence[Diagnostic]) -> list[Diagnostic]:
         kept: dict[int, Diagnostic] = {}
@@ -146,7 +147,11 @@ class FiredOnly:
         for line, (codes, origin) in fired.items():
             here = [(index, d) for index, d in enumerate(diagnostics) if line in d.firing_lines]
             same_code = [(index, d) for index, d in here if d.code in codes]
+            if any(d.splices and not d.last_resort for _, d in here):
+                self.stable.add(origin)
             chosen = same_code or here
+            if origin in self.stable:  # better than a bound on whatever failed there
+                chosen = [(index, d) for index, d in chosen if not d.last_resort] or [(index, d) for index, d in here if not d.last_resort]
             if chosen:
                 self.matched.add(origin)
             kept.update(dict(chosen))

@@ -223,6 +223,17 @@ def uses_of(source: Source, node: cst.BaseExpression) -> Sequence[cst.Name]:
     return found
 
 
+def readers(source: Source, node: cst.BaseExpression) -> tuple[cst.Name, ...]:
+    """The places that read the name which an expression is assigned to, if it is assigned to one."""
+    statement = source.parents.get(node)
+    if not isinstance(statement, cst.Assign) or len(statement.targets) != 1 or not isinstance(target := statement.targets[0].target, cst.Name):
+        return ()
+    scope = source.scope_of(target)
+    return tuple(
+        use for use in uses_of(source, target) if source.scope_of(use) is scope and any(b.node is statement for b in reaching(source, use) or ())
+    )
+
+
 def attribute_values(source: Source, node: cst.Attribute) -> Sequence[Binding]:
     """The assignments to `self.<name>` in the class around `node` and its bases in this file, class level included."""
     owner = source.class_of(node)

@@ -25,7 +25,7 @@ from patches import flow, operations, values
 from patches.constants import number
 from patches.edits import AddImport, AddLines, Edit, Replace, Unfixable
 from patches.flow import definition
-from patches.names import qualified, spell
+from patches.names import invented, qualified, spell
 from patches.operations import Operation
 from patches.source import Source
 from patches.values import Value, is_other, is_tensor, no_grad_at, value_of
@@ -284,10 +284,7 @@ def reuse(source: Source, expression: cst.BaseExpression, suggestion: str) -> tu
     statement = source.statement_of(expression)
     if not isinstance(statement, cst.SimpleStatementLine) or len(statement.body) != 1 or not isinstance(statement.body[0], cst.Assign):
         raise Unfixable("the value would be computed twice")
-    scope = source.scope_of(expression)
-    name = suggestion
-    while scope.lookup(name) is not None or re.search(rf"\b{name}\b", source.text):
-        name += "_"
+    name = invented(source, expression, suggestion)
     return name, (AddLines(statement, (f"{name} = {argument(source, expression)}",), "before"), Replace(expression, name))
 
 

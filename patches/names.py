@@ -118,6 +118,17 @@ def spell(source: Source, at: cst.CSTNode, *alternatives: str) -> Spelling:
     return Spelling(first, f"import {head}")
 
 
+def invented(source: Source, node: cst.CSTNode, suggestion: str) -> str:
+    """A new local name for the value of `node`: free in the file, and of all values named in one scope this one's own."""
+    taken: dict[tuple[Scope, str], cst.CSTNode] = source.memo.setdefault("invented", {})
+    scope = source.scope_of(node)
+    name = suggestion
+    while taken.get((scope, name), node) is not node or scope.lookup(name) is not None or re.search(rf"\b{name}\b", source.text):
+        name += "_"
+    taken[scope, name] = node
+    return name
+
+
 def _imports_names_from(source: Source, module: str) -> bool:
     """Whether the file's habit is `from <module> import ...`."""
     return any(

@@ -134,6 +134,8 @@ PatchedText = tuple[str, tuple[Diagnostic, ...], tuple[Diagnostic, ...], tuple[s
 
 def process_text(job: Job, text: str) -> Checked | Failed | PatchedText:
     """The same for a text: findings, or for a patching job the new text, the applied and the remaining findings, notes."""
+    if job.firings is not None and not job.settings.fired:
+        job = replace(job, settings=replace(job.settings, fired=True))
     rules = active_rules(job.settings, job.shown, everything=job.firings is not None and not job.settings.select)
     codes = [rule.code for rule in rules]
     located = place(job.firings, text, job.shown) if job.firings is not None else None

@@ -30,6 +30,7 @@ class Settings:
         unsafe: whether fixes that may change a finite value are offered for writing.
         per_file_ignores: glob pattern to codes or prefixes.
         ruleset: PEP 440 specifier of the rule set; empty means the newest.
+        fired: a run has shown that the line fails: what rules only doubt is then a finding, and a plain bound is better than none.
     """
 
     dtype: str | None = None
@@ -40,6 +41,7 @@ class Settings:
     unsafe: bool = False
     per_file_ignores: dict[str, tuple[str, ...]] = field(default_factory=dict)
     ruleset: str = ""
+    fired: bool = False
 
     @property
     def audit(self) -> bool:

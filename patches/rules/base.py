@@ -23,7 +23,8 @@ class Hit:
 
     `edits` is the fix, empty when there is none here. `safety` says how far this fix may be trusted:
     a rule may be safe in one form and unsafe or display-only in another. `also` names nodes besides
-    `node` whose firing at run time means this finding (the `exp` that a bound on a log-variance cures).
+    `node` whose firing at run time means this finding (the `exp` that a bound on a log-variance cures);
+    `last_resort` says that it only bounds what a run has seen fail.
     """
 
     node: cst.CSTNode
@@ -31,6 +32,7 @@ class Hit:
     edits: tuple[Edit, ...] = ()
     safety: FixSafety = "display"
     also: tuple[cst.CSTNode, ...] = ()
+    last_resort: bool = False
 
 
 class AbstractRule(ABC):
@@ -74,10 +76,11 @@ class AbstractRule(ABC):
         message: str | None = None,
         safety: FixSafety | None = None,
         also: tuple[cst.CSTNode, ...] = (),
+        last_resort: bool = False,
     ) -> Hit:
         """A hit with the catalogue's words and safety unless others are given."""
         finding = self.finding
-        return Hit(node, message or f"{finding.summary}; {finding.remedy}", edits, safety or (finding.fix if edits else "display"), also)
+        return Hit(node, message or f"{finding.summary}; {finding.remedy}", edits, safety or (finding.fix if edits else "display"), also, last_resort)
 
 
 @cache

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Set
 
 import libcst as cst
 
 from patches import dtypes, flow
 from patches import matching as m
-from patches.edits import Edit
+from patches.edits import Edit, Replace
 from patches.rules.base import AbstractRule, Hit, replace_with
+from patches.settings import Settings
 from patches.source import Source
 
 _KEEPS_ZERO = tuple("view reshape flatten squeeze unsqueeze tanh float half double to contiguous transpose permute index_select".split())
+_COUNTED = re.compile(r"(?i)mask|valid|count|(^|_)(num|n|len|lengths?)(_|$)|==|!=|[<>]")
+"""What is summed to count entries."""
 _NORMS = ("norm", "linalg.norm", "linalg.vector_norm")
 
 
@@ -31,6 +35,9 @@ class DivNorm(AbstractRule):
     Use instead:
         z = F.normalize(h, dim=-1, eps=torch.finfo(h.dtype).tiny)
 
+    At a line that a run has seen divide by 0 (`--from-report`) any quotient is a finding: a divisor that counts
+    (`mask.sum(1)`) is kept at 1 or more, one that is never negative at 1e-8 or more; another is only shown.
+
     Fix safety: unsafe. Vectors longer than `tiny` (6.1e-5 in float16) give the same value to rounding; shorter ones
     are no longer scaled to length 1, and a zero vector gives zeros. F.normalize's default eps, 1e-12, is not
     used: it is 0 in float16 and leaves the NaN in place.
@@ -41,6 +48,10 @@ class DivNorm(AbstractRule):
     code = "NS303"
     words = ("norm", "vector_norm")
     nodes = (cst.BinaryOperation, cst.AugAssign)
+
+    def is_relevant(self, text: str, words: Set[str], settings: Settings) -> bool:
+        """Also any file in which a division failed."""
+        return (settings.fired and "/" in text) or super().is_relevant(text, words, settings)
 
     def check(self, node: cst.CSTNode, source: Source) -> Iterator[Hit]:
         if isinstance(node, cst.AugAssign):
@@ -55,7 +66,11 @@ class DivNorm(AbstractRule):
                 return
             dividend, divisor = sides
         norm = _norm(source, divisor)
-        if norm is None or m.no_grad_at(source, node) or source.code(norm.input).strip() != source.code(dividend).strip():
+        if norm is None or source.code(norm.input).strip() != source.code(dividend).strip():
+            if source.settings.fired:
+                yield from self._failed(source, node, divisor)
+            return
+        if m.no_grad_at(source, node):
             return
         value = m.value_of(source, norm.input)
         if value.detached or value.kind in ("numpy", "number", "integer", "other") or value.origin in ("noise", "constant") or value.low > 0:
@@ -67,10 +82,28 @@ class DivNorm(AbstractRule):
             and not m.same(source, norm.input, dividend)
         ):
             return
-        if not _may_be_zero(source, norm.input) or _is_tested(source, node, divisor):
+        if not (source.settings.fired or _may_be_zero(source, norm.input)) or _is_tested(source, node, divisor):
             return
         where = divisor if isinstance(node, cst.AugAssign) else node
         yield self.hit(where, *self._fix(source, node, dividend, norm))
+
+    def _failed(self, source: Source, node: cst.CSTNode, divisor: cst.BaseExpression) -> Iterator[Hit]:
+        """A quotient that a run has seen divide by 0: a count is at least 1, what is never negative at least 1e-8.
+
+        A divisor of any sign is only shown: how it is to be kept from 0 is its author's to say.
+        """
+        value = m.value_of(source, divisor)
+        if value.kind in ("numpy", "number", "integer", "other", "module") or m.number(source, divisor) is not None or value.low > 0:
+            return
+        made = m.definition(source, divisor)
+        total = m.operation(source, made, "sum", result_is_tensor=True)
+        if total is not None and (_COUNTED.search(source.code(total.input)) or m.value_of(source, total.input).is_integer):
+            edits: tuple[Edit, ...] = (Replace(divisor, f"{m.operand(source, divisor)}.clamp(min=1)"),)
+        elif value.low >= 0 and not m.is_half_in_sight(source):
+            edits = (Replace(divisor, f"{m.operand(source, divisor)}.clamp(min=1e-8)"),)
+        else:
+            edits = ()
+        yield self.hit(node, *edits, last_resort=True)
 
     def _fix(self, source: Source, node: cst.CSTNode, dividend: cst.BaseExpression, norm: m.Operation) -> tuple[Edit, ...]:
         dtype = dtypes.carrier(source, dividend)

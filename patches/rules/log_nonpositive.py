@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import libcst as cst
 
+from patches import dtypes
 from patches import matching as m
+from patches.edits import AddImport, Edit, Replace
 from patches.rules.base import AbstractRule, Hit
 from patches.source import Source
 
@@ -27,7 +29,11 @@ class LogNonpositive(AbstractRule):
         self.log_sigma = nn.Parameter(torch.zeros(3))
         nll = self.log_sigma + ...
 
-    Fix safety: shown only: it changes what is learnt, and what a checkpoint holds.
+    At a line that a run has seen take the log of 0 (`--from-report`), any logarithm without a stable form is a finding,
+    and its argument is kept at the smallest normal number or more: the loss stays finite, and where the bound holds
+    the gradient is 0.
+
+    Fix safety: shown only: it changes what is learnt, and what a checkpoint holds. The bound of a line that fired is unsafe.
 
     References: Kingma and Welling 2014 (arXiv:1312.6114), appendix C.2, which parametrises the logarithm.
     """
@@ -43,6 +49,11 @@ class LogNonpositive(AbstractRule):
         value = m.value_of(source, log.input)
         if value.kind in ("numpy", "number", "integer", "other") or value.is_integer or value.detached:
             return
+        if source.settings.fired:
+            if m.operation(source, m.definition(source, log.input), "clamp", "clamp_min") is not None:
+                return
+            yield self.hit(node, *_kept_positive(source, log.input), safety="unsafe", last_resort=True)
+            return
         if value.low <= 0 and value.low == -float("inf") and value.origin in ("parameter", "network"):
             yield self.hit(node)
             return
@@ -52,3 +63,17 @@ class LogNonpositive(AbstractRule):
         ranges = [m.value_of(source, side) for side in sides]
         if all((r.low, r.high) == (0, 1) and r.kind == "tensor" for r in ranges):
             yield self.hit(node)
+
+
+def _kept_positive(source: Source, node: cst.BaseExpression) -> tuple[Edit, ...]:
+    """`x.clamp(min=tiny)` in place of x, with the tiny of x's dtype where it has a name, else of float32 (and bfloat16)."""
+    carrier = dtypes.carrier(source, node) if dtypes.is_floating(source, node) else None
+    finfo = m.spell(source, node, "torch.finfo")
+    if carrier is not None:
+        dtype = f"{carrier}.dtype"
+    elif m.is_half_in_sight(source):
+        return ()
+    else:
+        dtype = m.spell(source, node, "torch.float32").text
+    imports = (AddImport(finfo.needs_import),) if finfo.needs_import is not None else ()
+    return (Replace(node, f"{m.operand(source, node)}.clamp(min={finfo.text}({dtype}).tiny)"), *imports)

@@ -49,19 +49,20 @@ class NaiveVariance(AbstractRule):
         mean = _mean(source, m.definition(source, root)) if root is not None else None
         if x is None or mean is None or not _alike(source, x, mean.input) or m.is_other(source, x) or m.value_of(source, x).dtype == "float64":
             return
+        readers = flow.readers(source, node)  # the root of a negative variance fails, not the difference
         arguments = _arguments(source, of_squares)
         if arguments is None or arguments != _arguments(source, mean):
-            yield self.hit(node)
+            yield self.hit(node, also=readers)
             return
         if not m.is_pure(source, x) or not flow.is_stable(source, x, node):
-            yield self.hit(node)
+            yield self.hit(node, also=readers)
             return
         extra = ", ".join((*arguments[:1], "unbiased=False", *arguments[1:])) if arguments and arguments[0].startswith("dim") else "unbiased=False"
         if of_squares.form == "method":
-            yield self.hit(node, *replace_with(node, f"{m.operand(source, x)}.var({extra})"))
+            yield self.hit(node, *replace_with(node, f"{m.operand(source, x)}.var({extra})"), also=readers)
         else:
             spelling = m.spell(source, node, "torch.var")
-            yield self.hit(node, *replace_with(node, f"{spelling.text}({m.argument(source, x)}, {extra})", spelling.needs_import))
+            yield self.hit(node, *replace_with(node, f"{spelling.text}({m.argument(source, x)}, {extra})", spelling.needs_import), also=readers)
 
 
 def _mean(source: Source, node: cst.BaseExpression) -> m.Operation | None:

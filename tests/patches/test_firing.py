@@ -143,3 +143,94 @@ def test_a_firing_without_source_text_is_taken_at_its_line():
     located = place([Firing("NS201", "train.py", 6, None), Firing("NS201", "train.py", 600, None)], TEXT, "train.py")
     assert located.lines == {6: {"NS201"}}
     assert "the file has 15 lines now" in located.notes[0]
+
+
+LAST_RESORTS = """import torch
+import torch.nn.functional as F
+
+
+def gan(d, real):
+    return -torch.log(d(real)).mean()
+
+
+def named(p, q):
+    h = p * q.sigmoid()
+    return torch.log(h)
+
+
+def stable(x):
+    return torch.log(torch.sigmoid(x)).mean()
+
+
+def rate(eta):
+    return torch.exp(eta).mean()
+
+
+def pooled(h, mask):
+    return (h * mask).sum(1) / mask.sum(1)
+
+
+def scaled(x):
+    return x / x.abs().amax()
+
+
+def signed(x, y):
+    return x / y.sum()
+
+
+def unit(table, index):
+    row = table(index).mean(1)
+    return row / row.norm(dim=1, keepdim=True)
+
+
+def standardised(x):
+    var = (x**2).mean(0) - x.mean(0) ** 2
+    return x / torch.sqrt(var)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "expected"),
+    [
+        ("torch.log(d(real))", "NS205", "torch.log(d(real).clamp(min=torch.finfo(torch.float32).tiny)).mean()"),
+        ("torch.log(h)", "NS205", "torch.log(h.clamp(min=torch.finfo(h.dtype).tiny))"),
+        ("torch.sigmoid(x)", "NS205", "F.logsigmoid(x).mean()"),  # a stable form is better than a bound
+        ("torch.exp(eta)", "NS202", "torch.exp(20 - F.softplus(20 - eta)).mean()"),
+        ("mask.sum(1)", "NS304", "(h * mask).sum(1) / mask.sum(1).clamp(min=1)"),
+        ("x.abs().amax()", "NS304", "x / x.abs().amax().clamp(min=1e-8)"),
+        ("x / y.sum()", "NS304", None),
+        ("row / row.norm", "NS303", "F.normalize(row, dim=1, eps=torch.finfo(row.dtype).tiny)"),
+        ("torch.sqrt(var)", "NS704", "var = x.var(dim=0, unbiased=False)"),  # where the negative number was made
+    ],
+)
+def test_a_line_that_failed_is_at_least_bounded(text, code, expected, tmp_path):
+    path = tmp_path / "train.py"
+    path.write_text(LAST_RESORTS)
+    lines = LAST_RESORTS.splitlines()
+    (number,) = (n for n, line in enumerate(lines, 1) if text in line)
+    done = _patch(path, _report(tmp_path, _event(path, number, code, lines[number - 1].strip())))
+    if expected is None:
+        assert done.after == done.before
+        assert [d.line for d in done.remaining] == [number]
+        return
+    assert expected in done.after.decode()
+    assert len([d for d in done.applied if d.last_resort]) == ("clamp" in expected or "20 -" in expected)
+    assert ("clamp" in done.after.decode()) is ("clamp" in expected)
+    compile(done.after, "train.py", "exec", dont_inherit=True)
+    untouched = Job(path, path.name, Settings(unsafe=True), True)
+    assert ".clamp(min=" not in process(untouched).after.decode()  # without a run nothing says that these lines fail
+
+
+def test_what_bounds_a_failed_line_is_written_once(tmp_path):
+    path = tmp_path / "train.py"
+    path.write_text(LAST_RESORTS)
+    lines = LAST_RESORTS.splitlines()
+    codes = {"torch.log(d(real))": "NS205", "torch.log(h)": "NS205", "torch.exp(eta)": "NS202", "mask.sum(1)": "NS304"}
+    events = [_event(path, n, code, lines[n - 1].strip()) for text, code in codes.items() for n, line in enumerate(lines, 1) if text in line]
+    done = _patch(path, _report(tmp_path, *events))
+    assert len(done.applied) == 4
+    path.write_bytes(done.after)
+    moved = [{**event, "source": done.after.decode().splitlines()[event["line"] - 1].strip()} for event in events]
+    again = _patch(path, _report(tmp_path, *moved))
+    assert again.after == done.after
+    assert not again.applied

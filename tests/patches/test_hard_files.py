@@ -151,3 +151,18 @@ def test_a_file_without_a_fix_is_parsed_once(monkeypatch, tmp_path):
     assert isinstance(result, Patched)
     assert result.before == result.after
     assert len(parsed) == 1
+
+
+def test_two_values_that_get_names_get_two_names():
+    masks = patched(
+        "import torch\nimport torch.nn.functional as F\n\n\ndef f(a, b, x, m):\n"
+        "    w, v = a(x).masked_fill(m, -1e9), b(x).masked_fill(m, -1e9)\n    return F.softmax(w, -1) @ F.softmax(v, -1)\n"
+    )
+    assert "scores = a(x)\n    scores_ = b(x)\n" in masks
+    assert "scores.masked_fill(m, torch.finfo(scores.dtype).min), scores_.masked_fill(m, torch.finfo(scores_.dtype).min)" in masks
+    logits = patched(
+        "import torch\nimport torch.nn.functional as F\n\n\ndef f(a, b, x):\n    q = F.softmax(a(x), -1)\n    p = F.softmax(b(x), -1)\n"
+        "    return torch.log(q).sum() - torch.log(p).sum() + torch.log(q).mean()\n"
+    )
+    assert logits.count("= a(x)") == logits.count("= b(x)") == 1
+    assert "F.log_softmax(logits, -1).sum() - F.log_softmax(logits_, -1).sum() + F.log_softmax(logits, -1).mean()" in logits

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 LEGACY = ROOT / "instrument" / "demo" / "legacy_vae.py"
 RESULT = re.compile(r"median loss of the last \d+ steps (\S+), parameters (finite|NOT FINITE)")
@@ -53,3 +55,19 @@ def test_the_legacy_script_is_guarded_then_mended_then_needs_no_guard(tmp_path):
     assert "nothing had to be done" in again.stderr
     second = _python(tmp_path, "-m", "patches", "apply", "--unsafe", "--from-report", "out", "train.py")
     assert "0 fixes, 0 of 1 files changed" in second.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted((Path(__file__).parent / "fixtures" / "LOOP").glob("*.py")), ids=lambda path: path.stem)
+def test_a_failing_script_is_finite_plain_once_its_report_was_applied(script, tmp_path):
+    """Small scripts in the style of published code, each with another fault; the last line printed ends in whether the parameters are finite."""
+    shutil.copy(script, tmp_path / "train.py")
+    plain = _python(tmp_path, "train.py")
+    assert not plain.stdout.strip().endswith("True"), "the script is expected to fail plain"
+    guarded = _python(tmp_path, "-m", "instrument", "run", "--report", "out", "train.py")
+    assert guarded.stdout.strip().endswith("True"), guarded.stderr
+    applied = _python(tmp_path, "-m", "patches", "apply", "--unsafe", "--from-report", "out", "train.py")
+    assert applied.returncode == 0, applied.stderr
+    mended = _python(tmp_path, "train.py")
+    assert mended.stdout.strip().endswith("True"), f"{mended.stdout}{mended.stderr}\n{(tmp_path / 'train.py').read_text()}"
+    assert "nan" not in mended.stdout
