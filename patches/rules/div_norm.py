@@ -169,11 +169,23 @@ def _may_be_zero(source: Source, node: cst.BaseExpression, depth: int = 0) -> bo
 
 
 def _is_tested(source: Source, node: cst.CSTNode, divisor: cst.BaseExpression) -> bool:
-    """Whether the division stands under a test of the norm: `x / n if n > 0 else x`."""
+    """Whether the division stands under a test of the norm, or behind one that leaves: `x / n if n > 0 else x`, `if n < eps: break`."""
     text = source.code(divisor)
+    function = source.function_of(node)
+    for test in source.nodes(cst.If):
+        assert isinstance(test, cst.If)
+        if source.order[test] < source.order[node] and source.function_of(test) is function and text in source.code(test.test) and _leaves(test.body):
+            return True
     for ancestor in source.ancestors(node):
         if isinstance(ancestor, (cst.If, cst.IfExp)) and text in source.code(ancestor.test):
             return True
         if isinstance(ancestor, cst.FunctionDef):
             return False
     return False
+
+
+def _leaves(body: cst.BaseSuite) -> bool:
+    last = body.body[-1] if body.body else None
+    if isinstance(last, cst.SimpleStatementLine):
+        last = last.body[-1]
+    return isinstance(last, (cst.Break, cst.Continue, cst.Return, cst.Raise))

@@ -61,8 +61,8 @@ class ExpThenClamp(AbstractRule):
         if limit is None or not limit > 0 or exp.node is not clamp.input:
             yield self.hit(node)
             return
-        if math.isinf(limit):
-            return
+        if math.isinf(limit) or (limit == 1 and not source.settings.fired):
+            return  # min(1, exp(-dE)) is a probability of acceptance or a truncated weight: drawn from, not differentiated
         bound = inner_bound(limit)
         if value.high <= bound:
             return

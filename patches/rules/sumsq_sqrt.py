@@ -69,6 +69,8 @@ class SumsqSqrt(AbstractRule):
         x = m.power_of(source, m.definition(source, total.input), 2)
         if x is None:
             return
+        if total.name == "mean" and m.binary(x, "-") is not None:
+            return  # the root of a mean squared error is 0 only where a model fits perfectly
         value = m.value_of(source, x)
         if value.is_integer or (value.dtype or "").startswith("complex") or value.kind in ("numpy", "number"):
             return
