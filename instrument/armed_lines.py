@@ -24,7 +24,8 @@ class ArmedLines:
         self._armed: set[Place] = set()
         self._fired: dict[Place, None] = {}  # in order
         self._bounded_at: set[Place] = set()
-        self.tightness = 0
+        self._tightness = 0
+        self._tightness_in_backward = 0
         self.exp_bounds = bounds_by_op(policy, tightness=0)
         self.smallest_exp_bound = self.exp_bounds
         self.exp_threshold = thresholds_by_op(self.exp_bounds)
@@ -41,6 +42,7 @@ class ArmedLines:
     def finish_step(self) -> None:
         """What fired counts for its own step alone."""
         self._fired.clear()
+        self._tightness_in_backward = self._tightness
 
     def fired_so_far(self) -> dict[Place, None]:
         """What fired in this step, to be given back to `forget_since`."""
@@ -56,9 +58,9 @@ class ArmedLines:
         if not self._fired:
             return
         new = self.newly_fired()
-        self.tightness = max(1, self.tightness) if new else min(self.tightness + 1, TIGHTEST)
+        self._tightness = max(1, self._tightness) if new else min(self._tightness + 1, TIGHTEST)
         self._armed.update(new)
-        self.smallest_exp_bound = bounds_by_op(self._policy, tightness=self.tightness)
+        self.smallest_exp_bound = bounds_by_op(self._policy, tightness=self._tightness)
         self.exp_threshold = thresholds_by_op(self.smallest_exp_bound)
 
     def holds(self, site: Site | None) -> bool:
@@ -76,6 +78,12 @@ class ArmedLines:
             self._bounded_at.add(place)
             return True
         return False
+
+    @property
+    def tightness(self) -> int:
+        """How often what armed lines were bounded at did not suffice. For what a checkpoint does again inside backward it is as it was when the
+        forward pass ran: this step's loss has tightened it since."""
+        return self._tightness if _graph_task() == -1 else self._tightness_in_backward
 
     @property
     def share(self) -> float:

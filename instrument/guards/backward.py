@@ -14,7 +14,7 @@ from threading import get_ident
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -185,7 +185,9 @@ def _find_optimizers(run: Run) -> None:
 def _judge_leaves(run: Run, roots: Sequence[Any]) -> None:
     stepped = {id(p) for optimizer in list(run.optimizers) for group in optimizer.param_groups for p in group["params"]}
     leaves = [leaf for leaf in leaves_behind(roots) if leaf.grad is not None and id(leaf) not in stepped]
-    run.kept.meet(leaves)
+    written = run.recovery.hand_written
+    updated = [leaf for leaf in leaves if not stepped or isinstance(leaf, nn.Parameter) or written.is_written(leaf)]
+    run.kept.meet(updated)
     with torch.no_grad(), without_function_modes():
         norm = run.history.norm = global_norm([leaf.grad for leaf in leaves if leaf.grad is not None])
         run.layers.see_leaves(leaves, not math.isfinite(norm))
@@ -200,7 +202,8 @@ def _judge_leaves(run: Run, roots: Sequence[Any]) -> None:
             if acts:
                 run.history.outcome = "zeroed"
                 zero_nonfinite_([leaf.grad for leaf in bad if leaf.grad is not None])
-    run.update_by_hand_finished(leaves)
+    if updated:
+        run.update_by_hand_finished(updated)
 
 
 def _finish_functional_step(run: Run, inputs: Sequence[Any]) -> None:

@@ -10,6 +10,7 @@ torch's own subclasses and modes compare with torch's own objects, so they are c
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import get_ident
 from types import BuiltinFunctionType
 from typing import Any
 
@@ -62,9 +63,44 @@ def judging(original: Function, spelling: Spelling, judge: Judge, compiled: Func
         if is_handled(args) or (kwargs and is_handled((*kwargs.values(),))):
             if is_foreign(args, kwargs):
                 return call_on(guarded, original, args, kwargs)
-            out = original(*args, **kwargs)
+            with _Passing(spelling.op) as passing:
+                out = original(*args, **kwargs)
+            if passing.judged is out:
+                return out  # torch named a stand-in of the operation to the handler, which called it
             with without_function_modes():
                 return judge(out, args, kwargs)
-        return judge(original(*args, **kwargs), args, kwargs)
+        if not _passing:
+            return judge(original(*args, **kwargs), args, kwargs)
+        out = judge(original(*args, **kwargs), args, kwargs)
+        for passing in _passing:
+            passing.meet(spelling.op, out)
+        return out
 
     return guarded
+
+
+class _Passing:
+    """A call of an operation that is on its way through a handler of torch's or ours, and what a stand-in that was called on that way judged."""
+
+    __slots__ = ("_op", "_thread", "judged")
+
+    def __init__(self, op: str) -> None:
+        self._op = op
+        self._thread = get_ident()
+        self.judged: Any = _NOTHING
+
+    def __enter__(self) -> _Passing:
+        _passing.append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _passing.remove(self)
+
+    def meet(self, op: str, result: Any) -> None:
+        """A stand-in of `op` has judged this result."""
+        if op == self._op and self._thread == get_ident():
+            self.judged = result
+
+
+_NOTHING = object()
+_passing: list[_Passing] = []

@@ -99,7 +99,8 @@ class Search:
         run = self._run
         if not self._blamed:
             run.recovery.verdicts.judge(run)  # before anything is armed or put back: a replay is to meet what the step met
-        run.put_parameters_back()
+        if not roots:
+            run.put_parameters_back()  # before a backward pass they stay as its forward pass had them: a checkpoint does that again, and compares
         if self._blamed:
             return
         self._blamed = True

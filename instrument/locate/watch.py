@@ -7,6 +7,7 @@ nothing otherwise. It sees the thread that failed, and operations that are calle
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import sys
@@ -14,6 +15,7 @@ import threading
 import weakref
 from collections import ChainMap
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -90,6 +92,10 @@ def is_loading() -> bool:
     return False
 
 
+_graph_task = torch._C._current_graph_task_id  # -1 outside backward
+_is_packing = torch._C._autograd._top_saved_tensors_default_hooks  # None where what autograd saves lies there as it is
+
+
 class Watching(TorchFunctionMode):
     """Looks at the result of every torch call, and hangs a check on the backward of each."""
 
@@ -111,6 +117,8 @@ class Watching(TorchFunctionMode):
         """The number of the first of autograd's nodes that this mode sees made."""
         self.done = False
         self.mending = False
+        self._mended_at: set[tuple[str, int]] = set()
+        self._comes_again = False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The call itself, then the look. Code under compilation is traced as it is without the mode: what it gives is looked at when it is used."""
@@ -177,7 +185,7 @@ class Watching(TorchFunctionMode):
         if not bad and result.grad_fn is None:
             return result
         site = run.site()
-        if not run.armed.holds(site):
+        if site is None or not run.armed.holds(site) or not self._mends_at(site):
             return result
         if bad:
             result = self._without_bad_columns(run, function, name, site, result, args, kwargs)
@@ -188,7 +196,7 @@ class Watching(TorchFunctionMode):
             code, why = ("NS803", "what went in is not finite") if came_in else ("NS805", f"the result of {name} is not finite")
             run.note(code, "bounded", name, site=site, x=result, message=f"{why}; the result was bounded, without gradient there", fired=True)
             ceiling = run.armed.ceiling(result.dtype)
-            mend = result.nan_to_num_ if any(result is x for x in args) else result.nan_to_num
+            mend = result.nan_to_num_ if _is_written(name, result, args) else result.nan_to_num
             result = mend(nan=0.0, posinf=ceiling, neginf=-ceiling)
         if result.grad_fn is not None:
             for node in (result.grad_fn, *(n for n, _ in result.grad_fn.next_functions if n is not None)):
@@ -197,13 +205,27 @@ class Watching(TorchFunctionMode):
                     node.register_hook(self._keep_finite(name, site))
         return result
 
+    def _mends_at(self, site: Site) -> bool:
+        """Whether this line is mended now. Inside backward a checkpoint does again what the forward pass did, and compares: where this mode only
+        watched then, it does not begin to mend."""
+        place = (site.file, site.line)
+        if _graph_task() != -1:
+            return place in self._mended_at
+        self._mended_at.add(place)
+        self._comes_again = self._comes_again or not torch.is_grad_enabled() or _is_packing(True) is not None
+        return True
+
+    def in_engine(self) -> AbstractContextManager[object]:
+        """Around the engine's run: a call of `backward` is handled with the mode off, and what a checkpoint does again in it is to be mended too."""
+        return self if self.mending and self._comes_again and not self.done else contextlib.nullcontext()
+
     def _mended_inside(self, run: Run, name: str, result: Tensor) -> Tensor:
         """The same inside a transform, where only what is done to all elements alike is allowed."""
         found = bare(result)
         if not is_plain(found) or not found.numel():
             return result
         site = run.site()
-        if not run.armed.holds(site):
+        if site is None or not run.armed.holds(site) or not self._mends_at(site):
             return result
         for node in nodes(result):
             if node not in self._hooked:
@@ -221,7 +243,7 @@ class Watching(TorchFunctionMode):
         ceiling = run.armed.limit(result.dtype)
         message = f"the result of {name} is beyond {ceiling:.3g}, and this line overflowed before; it was bounded, without gradient there"
         run.note("NS805", "bounded", name, site=site, x=result, message=message, fired=True)
-        return result.clamp_(-ceiling, ceiling) if any(result is x for x in args) else result.clamp(-ceiling, ceiling)
+        return result.clamp_(-ceiling, ceiling) if _is_written(name, result, args) else result.clamp(-ceiling, ceiling)
 
     def _without_bad_columns(
         self, run: Run, function: Any, name: str, site: Any, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -333,6 +355,12 @@ class Watching(TorchFunctionMode):
         self.sizes.clear()
 
 
+def _is_written(name: str, result: Tensor, args: tuple[Any, ...]) -> bool:
+    """Whether an operation wrote its result into an argument. Others may return an argument as it is: `flatten` of a matrix, `contiguous`, `to`."""
+    in_place = name.startswith("__i") or (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
+    return in_place and any(result is x for x in args)
+
+
 def _qualified(function: Any) -> str:
     name = resolve_name(function)
     return name if name is not None else str(getattr(function, "__name__", function))
@@ -352,7 +380,15 @@ def _tapped(mode: Watching) -> list[Replacement]:
             return mode.watched(functools.partial(_call, program), program.name, args, kwargs)
 
         taps.append(replace_attribute(scripted, "__call__", called))
-    return taps
+
+    run_engine = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
+
+    @functools.wraps(run_engine)
+    def run_engine_again(*args: Any, **kwargs: Any) -> Any:
+        with mode.in_engine():
+            return run_engine(*args, **kwargs)
+
+    return [*taps, replace_attribute(torch.autograd, "_engine_run_backward", run_engine_again)]
 
 
 class Watch:

@@ -16,7 +16,7 @@ from instrument.events import Action
 from instrument.guards.epsilon import RaisedEps
 from instrument.recovery.buffers import KeptBuffers
 from instrument.recovery.counters import Counters
-from instrument.recovery.hand_copies import HandCopies
+from instrument.recovery.hand_copies import HandCopies, HandWritten
 from instrument.recovery.loss_scale import Scales
 from instrument.recovery.rates import Lent, Rates, Unusable
 from instrument.recovery.rollback import MIB, Rollback
@@ -47,6 +47,7 @@ class Recovery:
         self.raised_eps = RaisedEps()
         self.rollback = Rollback(run)
         self.hand_copies = HandCopies()
+        self.hand_written = HandWritten()
         self.scales = Scales()
         self.verdicts = Verdicts(wanted=config.recovery.replay)
         self._outside = OutsideWrites()

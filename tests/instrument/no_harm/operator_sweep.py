@@ -112,6 +112,7 @@ def compare(all_cases: list[Case], current: Current, profile: str = "guard") -> 
     figures = Figures()
     plain = [evaluate(lambda args, case=case: case.call(case.function, args), case.args, order=case.order) for case in all_cases]
     reaching = set()
+    failed = False
     with instrument.stable(profile=profile) as run:
         for case, before in zip(all_cases, plain, strict=True):
             events = len(run.events)
@@ -119,7 +120,10 @@ def compare(all_cases: list[Case], current: Current, profile: str = "guard") -> 
                 after = evaluate(lambda args, case=case: case.call(current(case.function), args), case.args, order=case.order)
             if reached.operations:
                 reaching.add(case.entry)
-            figures += _judged(case, before, after, [str(e) for e in run.events[events:]], reached=reached.count > 0)
+            # Where the sample before was not finite, its line may be named only now: the guards looked into it while this one went well.
+            raised = [str(e) for e in run.events[events:] if not failed or e.action != "observed"]
+            figures += _judged(case, before, after, raised, reached=reached.count > 0)
+            failed = before.finite_levels < len(before.levels)
     figures.entries = len({case.entry for case in all_cases})
     figures.reaching += sorted(reaching)
     return figures
