@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import libcst as cst
 
+from patches import flow
 from patches import matching as m
 from patches.edits import AddImport, Edit, Replace
 from patches.rules.base import AbstractRule, Hit
@@ -71,6 +72,11 @@ class AmpApi(AbstractRule):
             fixed = _import_fix(source, statement) if statement is not None else None
             if statement is None or not _in_try(source, statement):
                 yield self.hit(_shown(source, node), *(fixed or ()))
+            return
+        assert isinstance(node, cst.Attribute)
+        moved = _module_fix(source, node.value)
+        if moved:
+            yield self.hit(_shown(source, node), *moved)
             return
         spelling = m.spell(source, node, f"torch.amp.{full.rpartition('.')[2]}")
         edits = _use_edits(source, node, full, spelling.text)
@@ -145,6 +151,43 @@ def _imported(source: Source, statement: cst.ImportFrom) -> tuple[Edit, ...] | N
             return ()
         edits.extend(written)
     return tuple(edits) if used == imported else ()
+
+
+def _module_fix(source: Source, name: cst.BaseExpression) -> tuple[Edit, ...]:
+    """The edits of `from torch.cuda import amp` and of every use of that name; () if it is no such name, or they cannot all be done."""
+    scope = source.scope_of(name).lookup(name.value) if isinstance(name, cst.Name) else None
+    bindings = scope.bindings[name.value] if scope is not None and isinstance(name, cst.Name) else []
+    if len(bindings) != 1 or bindings[0].target not in _MODULES or bindings[0].kind != "import" or _in_try(source, bindings[0].node):
+        return ()
+    assert isinstance(name, cst.Name)
+    memo: dict[cst.CSTNode, tuple[Edit, ...]] = source.memo.setdefault("amp_modules", {})
+    statement = bindings[0].node
+    if statement not in memo:
+        memo[statement] = _moved_module(source, statement, name)
+    return memo[statement]
+
+
+def _moved_module(source: Source, statement: cst.CSTNode, name: cst.Name) -> tuple[Edit, ...]:
+    if not isinstance(statement, (cst.Import, cst.ImportFrom)) or isinstance(statement.names, cst.ImportStar) or len(statement.names) != 1:
+        return ()
+    if isinstance(statement, cst.Import):
+        edits: list[Edit] = [Replace(statement.names[0].name, "torch.amp")]
+    elif statement.module is not None:
+        edits = [Replace(statement.module, "torch")]
+    else:
+        return ()
+    for use in flow.uses_of(source, name):
+        owner = source.parents.get(use)
+        if source.enclosing(use, cst.Import, cst.ImportFrom) is not None:
+            continue
+        full = _use(source, owner) if isinstance(owner, cst.Attribute) and owner.value is use else None
+        written = (
+            _use_edits(source, owner, full, f"{name.value}.{owner.attr.value}") if full is not None and isinstance(owner, cst.Attribute) else None
+        )
+        if written is None:
+            return ()
+        edits.extend(written)
+    return tuple(edits)
 
 
 def _use_edits(source: Source, node: cst.Name | cst.Attribute, full: str, text: str) -> tuple[Edit, ...] | None:
