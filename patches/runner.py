@@ -30,6 +30,7 @@ from patches.source import Source, read_text
 _CHUNK = 16
 _DEEP, _DEEP_STACK = 40_000, 512 << 20  # frames, and bytes of address space for what of them is in C
 _BRACKETS, _BRACKET_DEPTH = re.compile(r"[()\[\]{}]"), 200  # CPython's own limit
+_LONG_LINE = 4_000  # characters; a chain of attributes or minus signs that is too deep for a parser is longer
 _POOL_FROM = 24  # starting workers costs what a couple of dozen files cost
 
 
@@ -149,11 +150,14 @@ def process_text(job: Job, text: str) -> Checked | Failed | PatchedText:
             kept = sorted([*kept, *unused], key=lambda d: (d.line, d.column))
         return kept
 
-    refusal = _cpython_refuses(text)
-    if _is_too_deep(refusal, text):
-        return Failed(job.shown, "is nested too deeply to be analysed")
+    looked_at = relevant(text, rules, job.settings) or IGNORE_MARK in text
+    depth = _bracket_depth(text)
+    suspicious = depth > _BRACKET_DEPTH // 2 or max(map(len, text.splitlines()), default=0) > _LONG_LINE
+    refusal = _cpython_refuses(text) if suspicious or not looked_at else None
+    if isinstance(refusal, (RecursionError, MemoryError)) or (isinstance(refusal, SyntaxError) and depth > _BRACKET_DEPTH):
+        return Failed(job.shown, "is nested too deeply to be analysed")  # LibCST's parser would overflow the stack, and the process with it
     try:
-        if not relevant(text, rules, job.settings) and IGNORE_MARK not in text:
+        if not looked_at:
             failed = _syntax_error(refusal, text, job.shown)
             if failed is not None:
                 return failed
@@ -201,17 +205,13 @@ def _cpython_refuses(text: str) -> Exception | None:
     return None
 
 
-def _is_too_deep(refusal: Exception | None, text: str) -> bool:
-    """Whether the text is nested deeper than CPython takes; LibCST's parser would overflow the stack, and the process with it."""
-    if isinstance(refusal, (RecursionError, MemoryError)):
-        return True
-    if not isinstance(refusal, SyntaxError):
-        return False
+def _bracket_depth(text: str) -> int:
+    """How deep brackets are nested, those in strings and comments counted too."""
     depth = deepest = 0
     for bracket in _BRACKETS.findall(text):
         depth = max(depth + (1 if bracket in "([{" else -1), 0)
         deepest = max(deepest, depth)
-    return deepest > _BRACKET_DEPTH
+    return deepest
 
 
 def _syntax_error(refusal: Exception | None, text: str, shown: str) -> Failed | None:
