@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -84,9 +85,14 @@ def process_group(device: str) -> Iterator[Ranks]:
             f"WORLD_SIZE is {count}, but {', '.join(missing)} not set; "
             "start several processes with: torchrun --nproc-per-node N -m latent_drift train ..."
         )
+    # Its functions take the default group as a default argument: imported with a group there, as DistributedDataParallel does, they keep that
+    # group, and its threads, to the end of the interpreter and into it.
+    import torch.distributed.nn.functional  # noqa: F401
+
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
     finally:
         if dist.is_initialized():
+            gc.collect()  # whatever refers to the group keeps its threads; in the interpreter's last moments one of them can abort the process
             dist.destroy_process_group()

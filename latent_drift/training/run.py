@@ -102,10 +102,7 @@ class TrainingRun:
         self.optimizer = optimizers.build(settings.optimizer, settings.optimizer_arguments, self.model.parameters())
         self.schedule = Schedule(settings.scheduler, settings.scheduler_arguments, self.optimizer, settings.steps)
         self._trained: nn.Module = self.model
-        if self.ranks.count > 1:
-            own = [device.index] if device.type == "cuda" else None
-            self._trained = DistributedDataParallel(self.model, device_ids=own, forward_sync_buffers=False)
-        self._optimizer_step = OptimizerStep(self._trained, self.optimizer, config, self._scaler(), update_ratio=self._task.update_ratio)
+        self._optimizer_step = OptimizerStep(self.model, self.optimizer, config, self._scaler(), update_ratio=self._task.update_ratio)
         self.step = 0
         if checkpoint is not None:
             self._continue_from(checkpoint)
@@ -159,7 +156,7 @@ class TrainingRun:
             self._folder, self._metrics = folder, MetricsFile(folder.metrics, self.step)
         try:
             with interruptible() as interruption:
-                self._trained.train()
+                self._trained = self._shared().train()
                 self._describe()
                 if self._kept < 0:
                     self.ranks.from_first(self._keep_first)
@@ -172,8 +169,20 @@ class TrainingRun:
                         unsaved = self._keep()
                 return self._ended(interruption.signal if stopped else None, unsaved)
         finally:
+            self._trained = self.model
             if self._metrics is not None:
                 self._metrics.close()
+
+    def _shared(self) -> nn.Module:
+        """The model as it is trained: under several processes, averaging gradients over them.
+
+        The wrapper lives for the training only. It holds the process group, whose threads would otherwise outlive `destroy_process_group`
+        and run into the end of the interpreter: one that lets go of a tensor then cannot have the lock it needs for that, and aborts the process.
+        """
+        if self.ranks.count == 1:
+            return self.model
+        own = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.model, device_ids=own, forward_sync_buffers=False)
 
     def _take_step(self, interruption: Interruption) -> bool:
         """One step; whether some process was asked to stop."""
