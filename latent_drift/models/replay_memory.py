@@ -57,7 +57,6 @@ class RaccoonMemory:
         self.scores: list[float] = []
         self._groups: list[Hashable] = []
         self._tickets: list[int] = []
-        self._ranked: list[float] = []  # the scores as they stand in the rankings
         self._rankings: dict[Hashable, Ranking] = {}
         self._clock = 0
         self._tree = SamplingTree()
@@ -110,7 +109,7 @@ class RaccoonMemory:
         self._follow_lists()
         slot = range(len(self.buffer))[index]
         self.scores[slot] = value
-        self._rankings[self._groups[slot]].remove(self._ranked[slot], self._tickets[slot])
+        self._rankings[self._groups[slot]].remove(self._tree.score_of(slot), self._tickets[slot])
         self._rank(slot, value, self._groups[slot])
         self._tree.set_score(slot, value)
 
@@ -209,14 +208,12 @@ class RaccoonMemory:
         self.scores.append(score)
         self._groups.append(group)
         self._tickets.append(0)
-        self._ranked.append(score)
-        self._rank(len(self.buffer) - 1, score, group)
         self._tree.append(score)
+        self._rank(len(self.buffer) - 1, score, group)
 
     def _rank(self, slot: int, score: float, group: Hashable) -> None:
         self._clock += 1
         ticket = self._tickets[slot] = self._clock << _SLOT_BITS | slot
-        self._ranked[slot] = score
         ranking = self._rankings.get(group)
         if ranking is None:
             ranking = self._rankings[group] = Ranking()
@@ -226,7 +223,7 @@ class RaccoonMemory:
         """Rank everything as if it had come in the order of `ages`."""
         self._rankings, self._clock = {}, 0
         for slot in sorted(range(len(ages)), key=ages.__getitem__):
-            self._rank(slot, self._ranked[slot], self._groups[slot])
+            self._rank(slot, self._tree.score_of(slot), self._groups[slot])
 
     def _largest_group(self, newcomer: Hashable) -> Hashable:
         """The newcomer's group if none is larger: it competes with its own kind. Of other groups of one size the one with the lowest score."""

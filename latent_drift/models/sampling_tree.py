@@ -65,6 +65,10 @@ class SamplingTree:
             if len(self._changed) > 40 + len(self._scores) // 1000:  # from here on one pass over all costs less
                 self._all_changed = True
 
+    def score_of(self, leaf: int) -> float:
+        """A leaf's score."""
+        return self._scores[leaf]
+
     def draw(self, uniforms: list[float]) -> list[int]:
         """For each number of [0, 1) a leaf: independent draws with replacement, if the numbers are independent and uniform."""
         if self._changed or self._all_changed or self._beyond:

@@ -29,9 +29,9 @@ def test_agrees_with_a_sorted_list_over_a_long_life(draw, size):
     assert entries(ranking) == plain
     assert len(ranking) == len(plain)
     assert (ranking.lowest, ranking.lowest_score) == (plain[0], plain[0][0])
-    assert ranking._highest == [scores[-1] for scores in ranking._scores]
+    assert list(ranking._highest) == [scores[-1] for scores in ranking._scores]
     assert drained(ranking) == [ticket for _, ticket in plain]
-    assert (len(ranking), ranking._scores, ranking._highest) == (0, [], [])
+    assert (len(ranking), ranking._scores, list(ranking._highest)) == (0, [], [])
     with pytest.raises(IndexError):
         _ = ranking.lowest
 
