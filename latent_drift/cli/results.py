@@ -1,4 +1,4 @@
-"""What `train` leaves in the folder of a finished run: result.json, samples and plots."""
+"""What `train` and `evaluate` say of a finished run."""
 
 from __future__ import annotations
 
@@ -13,23 +13,16 @@ if TYPE_CHECKING:
 def finish_run(run: TrainingRun, folder: RunFolder, *, evaluate: bool, plots: bool | None) -> Iterator[str]:
     """Evaluate and plot a finished run; yields a line on each thing that was done or could not be."""
     from latent_drift.errors import MissingExtraError
-    from latent_drift.training.data import SYNTHETIC, open_data
-    from latent_drift.training.evaluation import ITEMS, draw_sequences
-    from latent_drift.training.evaluation import evaluate as figures_of
+    from latent_drift.training.data import SYNTHETIC
     from latent_drift.training.plots import plot_run
-    from latent_drift.training.run_folder import RESULT, SAMPLES, write_whole
-    from latent_drift.training.settings import HELD_OUT
+    from latent_drift.training.results import held_out_figures, write_results
+    from latent_drift.training.run_folder import RESULT
 
-    kind = run.settings.kind
     if evaluate:
-        data = open_data(kind, SYNTHETIC, run.settings.seed + HELD_OUT, ITEMS[kind])
-        figures = figures_of(kind, run.model, data, run.device)
-        yield f"held-out {SYNTHETIC} data: {summary(kind, figures)}"
+        figures = held_out_figures(run)
+        yield f"held-out {SYNTHETIC} data: {summary(run.settings.kind, figures)}"
         try:
-            folder.write_json(RESULT, {"step": run.step, "data": SYNTHETIC, **figures})
-            if kind == "ode":
-                drawn = draw_sequences(run.model, 16, 67, 0)  # type: ignore[arg-type]
-                write_whole(folder.path / SAMPLES, "\n".join([*drawn, ""]).encode())
+            write_results(run, figures, folder)
         except OSError as error:
             yield f"{RESULT}: cannot be written ({error.strerror})"
     if plots is not False:

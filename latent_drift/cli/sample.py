@@ -25,7 +25,7 @@ def sample(
 
     One a line, from its learned prior.
     """
-    from latent_drift.training.evaluation import draw_sequences, is_well_formed
+    from latent_drift.training.samples import draw_sequences, is_well_formed
 
     model = on_checkpoint.load(checkpoint, "ode", device, config, change_config).model
     for text in draw_sequences(model, count, length, seed, shared=shared):  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -127,7 +128,19 @@ def train(
         loss_weights=_weights(loss_weights),
         checkpoint_every=checkpoint_every,
     )
-    job = _Job(model.value, given, out, resume, device, config, change_config, plots, tensorboard, evaluate, quiet)
+    job = _Job(
+        kind=model.value,
+        given=given,
+        out=out,
+        resume=resume,
+        device=device,
+        pin=config,
+        change_config=change_config,
+        plots=plots,
+        tensorboard=tensorboard,
+        evaluate=evaluate,
+        quiet=quiet,
+    )
     job.run(stop_after)
 
 
@@ -157,26 +170,21 @@ def _require_extras(plots: bool | None, tensorboard: bool) -> None:
         raise MissingExtraError("--tensorboard", "tensorboard", "tensorboard")
 
 
+@dataclass(frozen=True, slots=True)
 class _Job:
-    """One call of `latent-drift train`."""
+    """One call of `latent-drift train`, by its options."""
 
-    def __init__(
-        self,
-        kind: str,
-        given: GivenSettings,
-        out: Path | None,
-        resume: bool,
-        device: str,
-        pin: str | None,
-        change_config: bool,
-        plots: bool | None,
-        tensorboard: bool,
-        evaluate: bool,
-        quiet: bool,
-    ) -> None:
-        self.kind, self.given, self.out, self.resume, self.device = kind, given, out, resume, device
-        self.pin, self.change_config = pin, change_config
-        self.plots, self.tensorboard, self.evaluate, self.quiet = plots, tensorboard, evaluate, quiet
+    kind: str
+    given: GivenSettings
+    out: Path | None
+    resume: bool
+    device: str
+    pin: str | None
+    change_config: bool
+    plots: bool | None
+    tensorboard: bool
+    evaluate: bool
+    quiet: bool
 
     def run(self, stop_after: int | None) -> None:
         """Train, and leave with the status that says how it went."""

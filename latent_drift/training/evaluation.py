@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -11,13 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latent_drift.errors import UsageError
-from latent_drift.models import alphabet
 from latent_drift.models.latent_ode import DeterministicLatentODE
 from latent_drift.models.log_alphabet import LOG_CATEGORIES
 from latent_drift.models.raccoon import RaccoonLogClassifier
-from latent_drift.models.sample_ode import sample_sequences_ode
-from latent_drift.models.sequences import PROMPT, L, T
+from latent_drift.models.sequences import PROMPT, T
 from latent_drift.training.batches import Data
+from latent_drift.training.samples import draw_sequences, is_well_formed
 
 ITEMS: Final = {"ode": 256, "raccoon": 4000}
 """Held-out items that an evaluation takes where nobody says how many."""
@@ -26,9 +24,6 @@ DRAWN: Final = 64
 """Sequences that are drawn to see how many the data could have produced."""
 
 _BATCH: Final = {"ode": 64, "raccoon": 512}
-
-_PORTION: Final = 512  # sequences drawn together: their keys and values are held for every token, 0.4 MB a sequence of 67
-_SEED_STRIDE: Final = 0x9E3779B97F4A7C15  # odd, so that no two portions of a seed meet
 
 
 def evaluate(kind: str, model: nn.Module, data: Data, device: torch.device, *, seed: int = 0) -> dict[str, Any]:
@@ -87,26 +82,3 @@ def _of_sequences(model: DeterministicLatentODE, data: Data, device: torch.devic
         "well_formed": sum(map(is_well_formed, drawn)) / len(drawn),
         "drawn": len(drawn),
     }
-
-
-def draw_sequences(model: DeterministicLatentODE, count: int, length: int, seed: int, *, shared: bool = False) -> Iterator[str]:
-    """Sequences drawn from the model with a seed of their own, as text; from one common z_0 if `shared`, else from one each."""
-    devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
-    portion = max(1, count if shared else min(count, _PORTION))
-    for number, first in enumerate(range(0, count, portion)):
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed((seed + number * _SEED_STRIDE) % 2**63)
-            common, own = sample_sequences_ode(model, length, min(portion, count - first), "cpu")
-        yield from (alphabet.decode(row) for row in (common if shared else own))
-
-
-def is_well_formed(text: str) -> bool:
-    """Whether the synthetic data could have produced a sequence: a prompt `?X>`, and behind it 64 characters of background with one block
-    of 8 X, every character of which noise (`!`) may have replaced; at least one X must be left.
-    """
-    prompt = re.match(r"\?([A-Z])>", text)
-    if prompt is None or len(text) != PROMPT + T:
-        return False
-    letter, line = prompt[1], text[PROMPT:]
-    block = rf"[{letter}!]{{{L}}}"
-    return letter in line and any(re.fullmatch(rf"[_!]{{{start}}}{block}[_!]*", line) for start in range(T - L + 1))

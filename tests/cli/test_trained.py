@@ -225,12 +225,12 @@ def test_a_closed_stream_is_no_traceback(classifier: Path, stream: str) -> None:
 
 def test_many_samples_come_in_portions_of_their_own(sequences: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     together = run("sample", str(sequences), "-n", "7", "--length", "9").out.splitlines()
-    monkeypatch.setattr("latent_drift.training.evaluation._PORTION", 3)
+    monkeypatch.setattr("latent_drift.training.samples._PORTION", 3)
     portions = run("sample", str(sequences), "-n", "7", "--length", "9").out.splitlines()
     assert len(together) == len(portions) == 7
     assert len(set(portions)) > 3  # no portion is drawn again
     assert portions == run("sample", str(sequences), "-n", "7", "--length", "9").out.splitlines()
     assert portions[:3] == run("sample", str(sequences), "-n", "3", "--length", "9").out.splitlines()
     shared = run("sample", str(sequences), "-n", "7", "--length", "9", "--shared").out.splitlines()
-    monkeypatch.setattr("latent_drift.training.evaluation._PORTION", 512)
+    monkeypatch.setattr("latent_drift.training.samples._PORTION", 512)
     assert shared == run("sample", str(sequences), "-n", "7", "--length", "9", "--shared").out.splitlines()  # one z_0 for all, however many

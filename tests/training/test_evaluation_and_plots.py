@@ -12,9 +12,10 @@ import torch
 from latent_drift.errors import UsageError
 from latent_drift.models.alphabet import decode
 from latent_drift.models.sequences import synthetic_sequences
-from latent_drift.training.evaluation import draw_sequences, evaluate, is_well_formed
+from latent_drift.training.evaluation import evaluate
 from latent_drift.training.metrics import read_metrics
 from latent_drift.training.run import Record
+from latent_drift.training.samples import draw_sequences, is_well_formed
 from latent_drift.training.tasks import TASKS
 from tests.models.ode import well_formed as reference
 from tests.training.conftest import Start, folder, same, tiny
