@@ -347,7 +347,20 @@ def may_overflow_exp(source: Source, argument: cst.BaseExpression) -> bool:
     value = value_of(source, argument)
     if value.high <= exp_limit(source, value) or value.is_integer or value.kind in ("numpy", "number", "integer", "other"):
         return False
-    return value.origin not in ("constant", "noise")
+    return value.origin not in ("constant", "noise") and not _subtracts_a_maximum(source, argument)
+
+
+def _subtracts_a_maximum(source: Source, node: cst.CSTNode) -> bool:
+    """Whether something called, or made as, a maximum is subtracted in an expression: `r * (x - x_max)` is what its author made stable."""
+    sides = binary(node, "-")
+    if sides is not None:
+        made = source.code(definition(source, sides[1])) + source.code(sides[1])
+        if re.search(r"(?<![a-z])a?max(?![a-z])", made) is not None:
+            return True
+    if isinstance(node, cst.Name):
+        made_as = definition(source, node)
+        return made_as is not node and not isinstance(made_as, cst.Name) and _subtracts_a_maximum(source, made_as)
+    return any(_subtracts_a_maximum(source, child) for child in node.children)
 
 
 def is_double_default(source: Source) -> bool:
