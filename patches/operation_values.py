@@ -19,6 +19,7 @@ Evaluate = Callable[[cst.BaseExpression], Value]
 _MAKERS = frozenset(
     "tensor as_tensor zeros ones full arange linspace logspace eye empty zeros_like ones_like full_like empty_like rand randn randint".split()
 )
+_INDICES = frozenset("nonzero argwhere argsort randint randperm bincount searchsorted bucketize".split())
 FLOAT_DTYPES = {"float": "float32", "half": "float16", "double": "float64", "bfloat16": "bfloat16", "long": "int64", "int": "int32", "bool": "bool"}
 
 
@@ -39,9 +40,22 @@ def value_of_operation(source: Source, operation: operations.Operation, of: Eval
     """The value of a call of a torch operation whose operands `of` evaluates."""
     name = operation.name
     if name in ("cat", "stack", "hstack", "vstack"):
-        parts = [of(e.value) for e in operation.input.elements] if isinstance(operation.input, (cst.List, cst.Tuple)) else [UNKNOWN]
+        if isinstance(operation.input, (cst.List, cst.Tuple)):
+            parts = [of(e.value) for e in operation.input.elements]
+        else:  # a tuple of index tensors, or one that is not known
+            parts = [replace(UNKNOWN, dtype=of(operation.input).dtype)]
         return replace(join(parts), kind="tensor")
+    if name == "meshgrid":
+        axes: list[cst.BaseExpression] = []
+        for given in (operation.input, *(arg.value for arg in operation.rest if arg.keyword is None)):
+            axes.extend(e.value for e in given.elements) if isinstance(given, (cst.List, cst.Tuple)) else axes.append(given)
+        return replace(join([of(axis) for axis in axes]), kind="unknown")
     inner = of(operation.input)
+    if name in _INDICES or (name == "where" and operation.plain):
+        return Value("tensor", 0.0, dtype="int64", origin="constant" if name in ("randint", "randperm") else inner.origin, detached=True)
+    if name == "where" and operation.form == "function" and len(operation.rest) == 2:
+        picked = join([of(arg.value) for arg in operation.rest])  # its dtype is not the condition's
+        return replace(picked, kind="tensor")
     if name in _MAKERS:
         low, high = ELEMENTWISE_RANGES.get(name, (-math.inf, math.inf))
         if name in ("tensor", "as_tensor", "full", "full_like"):
@@ -49,6 +63,8 @@ def value_of_operation(source: Source, operation: operations.Operation, of: Eval
             made = of(at) if at is not None else UNKNOWN
             low, high = made.low, made.high
         dtype = dtype_name(source, operation.keyword("dtype"))
+        if operation.keyword("dtype") is None and _counts(source, operation, of):
+            dtype = "int64"
         return Value("tensor", low, high, dtype, "noise" if name.startswith("rand") else "constant", detached=True)
     low, high = _range(source, operation, inner, of)
     dtype = inner.dtype
@@ -70,6 +86,32 @@ def value_of_operation(source: Source, operation: operations.Operation, of: Eval
         return Value("integer")
     origin: Origin = "noise" if name.startswith("rand") else inner.origin
     return Value("tensor", low, high, dtype, origin, detached)
+
+
+def _counts(source: Source, operation: operations.Operation, of: Evaluate) -> bool:
+    """Whether a maker without a dtype makes integers: arange of nothing that looks like a float, tensor of integers written out."""
+    if operation.name == "arange":
+        given = (operation.input, *(arg.value for arg in operation.rest if arg.keyword is None or arg.keyword.value in ("start", "end", "step")))
+        return all(_is_whole(source, node, of) for node in given)
+    return operation.name in ("tensor", "as_tensor") and _holds_integers(operation.input)
+
+
+def _is_whole(source: Source, node: cst.BaseExpression, of: Evaluate) -> bool:
+    """Whether a number is an integer as far as can be seen: a size, a length, a literal; not a quotient, a float or a value that is one."""
+    known = constants.number(source, node)
+    if known is not None:
+        return known == int(known) if math.isfinite(known) else False
+    if isinstance(node, cst.BinaryOperation):
+        return not isinstance(node.operator, cst.Divide) and _is_whole(source, node.left, of) and _is_whole(source, node.right, of)
+    return not isinstance(node, cst.Float) and of(node).kind != "number"
+
+
+def _holds_integers(node: cst.BaseExpression) -> bool:
+    if isinstance(node, (cst.List, cst.Tuple)):
+        return bool(node.elements) and all(_holds_integers(element.value) for element in node.elements)
+    if isinstance(node, cst.UnaryOperation):
+        return _holds_integers(node.expression)
+    return isinstance(node, cst.Integer)
 
 
 def _range(source: Source, operation: operations.Operation, inner: Value, of: Evaluate) -> tuple[float, float]:

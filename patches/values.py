@@ -289,6 +289,8 @@ class _Evaluation:
             operation = operations.parse(self.source, node)
             if operation is not None and operation.name in ("chunk", "split", "unbind", "tensor_split", "max", "min", "sort", "topk"):
                 return (operation.input,)
+            if operation is not None and operation.form != "module" and operation.name in ("where", "nonzero", "meshgrid"):
+                return (node,)  # a tuple of alike tensors
             function = flow.local_function(self.source, node)
             if function is not None:
                 found: list[cst.BaseExpression] = []
