@@ -20,7 +20,6 @@ It works with and without `stable()`, inside and around it. The global random st
 from __future__ import annotations
 
 import functools
-import gc
 import random
 import warnings
 import weakref
@@ -36,6 +35,7 @@ from torch.amp import GradScaler
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim import Optimizer
 
+from instrument.alive import instances_of, with_subclasses
 from instrument.fault import VALUES, Fault, Value
 from instrument.interception import Replacement, replace_attribute
 from instrument.tensors import leaves_behind, tensors_in
@@ -412,9 +412,6 @@ def _exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
 
 def _optimizers_of(leaves: list[Tensor]) -> list[Optimizer]:
     """The optimizers of any of these tensors. Faults are rare, so all objects may be walked over."""
-    kinds: list[type[Optimizer]] = [Optimizer]
-    for cls in kinds:
-        kinds += [c for c in cls.__subclasses__() if c not in kinds]
-    wanted, own = frozenset(kinds), {id(leaf) for leaf in leaves}
-    alive = [o for o in gc.get_objects() if type(o) in wanted and hasattr(o, "param_groups")]
+    own = {id(leaf) for leaf in leaves}
+    alive = [o for o in instances_of(with_subclasses(Optimizer)) if hasattr(o, "param_groups")]
     return [o for o in alive if any(id(p) in own for group in o.param_groups for p in group["params"])]

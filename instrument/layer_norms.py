@@ -7,7 +7,6 @@ step pays for one comparison.
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import types
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from instrument.alive import instances_of, with_subclasses
 from instrument.callsite import user_frame
 from instrument.runtime import without_function_modes
 from latent_drift.errors import UsageError
@@ -198,7 +198,7 @@ def parameter_paths(parameters: Sequence[Tensor]) -> list[Path]:
     paths: dict[int, Path] = {}
     _name(paths, wanted, _found_in_frames())
     if len(paths) < len(wanted):
-        _name(paths, wanted, ((type(o).__name__, o) for o in gc.get_objects() if issubclass(type(o), nn.Module)))
+        _name(paths, wanted, ((type(o).__name__, o) for o in instances_of(with_subclasses(nn.Module))))
     return [paths.get(id(p)) or ("", f"a parameter of shape {tuple(p.shape)}") for p in parameters]
 
 

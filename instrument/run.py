@@ -17,7 +17,7 @@ from torch import Tensor
 
 from instrument.armed_lines import ArmedLines
 from instrument.by_optimizer import ByOptimizer
-from instrument.callsite import module_path, user_frame, user_site
+from instrument.callsite import is_users, module_path, user_frame, user_site
 from instrument.circumstances import Circumstances
 from instrument.deferred_flags import DeferredFlags, Flag
 from instrument.events import Action, Event, EventLog, Site
@@ -88,6 +88,7 @@ class Run:
             dead_steps=config.anomaly.dead_steps,
             checks=config.anomaly.checks,
         )
+        self._is_closing = False
         self._flags = DeferredFlags()
         self._histories: WeakKeyDictionary[torch.optim.Optimizer, GradientHistory] = WeakKeyDictionary()
         self._optimizer_steps: ByOptimizer[int] = ByOptimizer()
@@ -95,8 +96,9 @@ class Run:
     # What guards call -------------------------------------------------------------------------------------------------
 
     def site(self) -> Site | None:
-        """The line of the user's own code that is running."""
-        return user_site()
+        """The line of the user's own code that is running. Once the script is over that is none: what runs then is whoever ran it."""
+        site = user_site()
+        return None if self._is_closing and site is not None and not is_users(site.file) else site
 
     def note(
         self,
@@ -294,6 +296,7 @@ class Run:
 
     def close(self) -> None:
         """The block closes: what was found and has no line is said without one."""
+        self._is_closing = True
         self.search.stop_looking()
         self.recovery.at_exit(self)
         self.recovery.verdicts.close(self)

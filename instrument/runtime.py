@@ -72,6 +72,11 @@ def is_plain(x: Any) -> bool:
     return type(x) in PLAIN_TYPES and x.dtype in FLOATS and _dispatch_keys(x).raw_repr() in _PLAIN and not _dispatch_modes() and _tracing() is None
 
 
+def is_readable(x: Any) -> bool:
+    """`is_plain(x)`, or the same of a complex dtype: guards leave complex numbers alone, but where one went bad can be told."""
+    return is_plain(x) or (type(x) in PLAIN_TYPES and x.is_complex() and _dispatch_keys(x).raw_repr() in _PLAIN and not _dispatch_modes())
+
+
 def is_plain_on_cpu(x: Any) -> bool:
     """`is_plain(x) and x.is_cpu`, for the healthy path: its values can be read without waiting for a device."""
     if type(x) not in PLAIN_TYPES or _dispatch_keys(x).raw_repr() not in _PLAIN_ON_CPU:

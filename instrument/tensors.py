@@ -1,4 +1,4 @@
-"""Finding tensors: in nested arguments and results, and at the end of a graph."""
+"""Finding tensors in nested arguments and results and at the end of a graph, and those that hold a bad number."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
+
+from instrument.runtime import is_readable
+from latent_drift.numerics.finite import is_finite
+
+
+def is_there(x: Any) -> bool:
+    """Whether this is a plain tensor, real or complex, with numbers in it. One whose memory was given back (`fully_shard` does) holds nothing."""
+    return is_readable(x) and x.numel() > 0 and x.untyped_storage().nbytes() > 0
+
+
+def is_bad(x: Any) -> bool:
+    """Whether a plain tensor holds a NaN or an infinity."""
+    return is_there(x) and not is_finite(x)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ from instrument.guards.log import LogGuard
 from instrument.guards.logsumexp import LogAddExpGuard, LogSumExpGuard
 from instrument.guards.loss import LossGuard
 from instrument.guards.matrix_power import MatrixPowerGuard
+from instrument.guards.narrowing import NarrowingGuard
 from instrument.guards.native_attention import NativeAttentionGuard
 from instrument.guards.norm import NormGuard
 from instrument.guards.pole import PoleGuard, XLogYGuard
@@ -59,6 +60,7 @@ OPERATION_GUARDS: tuple[AbstractGuard, ...] = (
     LossGuard(),
     NativeAttentionGuard(),
     HalfPrecisionGuard(),
+    NarrowingGuard(),
     AttentionPrecisionGuard(),
 )
 """Guards of single operations. Optimizers and backward have seams of their own: `step` and `backward`."""

@@ -75,6 +75,8 @@ def mimic(original: Function, spelling: Spelling) -> Callable[[Function], Functi
         if isinstance(spelling.owner, type):
             function.__module__ = "torch" if spelling.owner is torch.Tensor else spelling.owner.__module__
             function.__qualname__ = f"{spelling.owner.__qualname__}.{spelling.name}"
+            if inspect.isfunction(original) and original.__qualname__ == function.__qualname__:
+                function.__module__ = original.__module__  # Tensor.backward is of torch._tensor
         elif inspect.isfunction(original):
             function.__module__, function.__qualname__ = original.__module__, original.__qualname__
         else:  # a builtin knows itself by a private name; the public one is where it is found

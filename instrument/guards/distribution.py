@@ -18,6 +18,7 @@ from torch.distributions import Distribution, constraints
 from instrument.guards.base import AbstractGuard, Function, Spelling, is_compiling, mimic
 from instrument.guards.probability import within_rounding
 from instrument.runtime import RUNTIME, is_plain, without_function_modes
+from instrument.tensors import is_bad
 from latent_drift.numerics.finite import is_finite
 
 
@@ -40,6 +41,9 @@ class DistributionGuard(AbstractGuard):
                 run = RUNTIME.run
                 with without_function_modes():
                     changes = list(_repairs(distribution))
+                    bad = [value for value in vars(distribution).values() if isinstance(value, Tensor) and is_bad(value)]
+                    if bad:
+                        run.search.blame_inputs(bad)
                     if not changes:
                         raise
                     acts = run.config.act and run.config.repair_raising

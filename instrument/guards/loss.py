@@ -22,7 +22,9 @@ from instrument.guards.half_precision import in_float32
 from instrument.guards.hand_over import judging
 from instrument.guards.raising import argument
 from instrument.guards.result import total
+from instrument.locate.origin import undetached
 from instrument.runtime import RUNTIME, is_plain, is_plain_on_cpu
+from instrument.tensors import is_bad
 from latent_drift.numerics.finite import is_finite
 
 # name -> (harmless input, how the arguments after it are called where they are tensors of the input's shape)
@@ -80,6 +82,9 @@ def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwa
     run.note("NS604", "bounded", op, site=site, x=x, message=f"elements of {op} are not finite; they were {said}, with gradient 0", fired=finite)
     # A logit of -inf is a mask; NaN, or +inf among logits, is none.
     if any(not is_finite(a) and (a is not x or bool((torch.isnan(a.detach()) | torch.isposinf(a.detach())).any())) for a in inputs):
+        for a in inputs:
+            if is_bad(a) and not a.requires_grad and undetached(a) is None:
+                run.search.came_in(op, a, site)
         run.search.blame(inputs)  # the loss would be NaN, and once it is mended nothing else asks where that was born
     return result
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from instrument.guards.base import AbstractGuard, Function, Spelling, is_compiling, mimic
 from instrument.guards.hand_over import call_on, is_foreign, is_handled
 from instrument.runtime import RUNTIME, is_plain, without_function_modes
+from instrument.tensors import is_bad
 
 Attempt = tuple[tuple[Any, ...], dict[str, Any], str]
 """Arguments to call again with, and what was changed."""
@@ -63,6 +64,8 @@ class AbstractRaisingGuard(AbstractGuard):
         run = RUNTIME.run
         first_line = str(error).partition("\n")[0].rstrip(": ")
         with without_function_modes():
+            if is_bad(culprit):
+                run.search.blame_inputs([culprit])
             if run.config.act and run.config.repair_raising and not run.allows(op):
                 for new_args, new_kwargs, change in self.attempts(op, culprit, args, kwargs):
                     try:

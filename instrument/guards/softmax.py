@@ -146,6 +146,8 @@ def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwa
     if rows == 0 or run.allows(op):
         return out
     acts = run.policy.act and run.policy.empty_rows != "leave"
+    if bool((torch.isposinf(x.detach()) & empty).any()):
+        run.search.blame([x])  # a mask is -inf: this row overflowed before, and once it is mended nothing else asks where
     run.note(
         "NS401",
         "repaired" if acts else "observed",

@@ -31,6 +31,10 @@ LARGE = 1e3
 
 MOST_ENLARGERS = 16
 
+AS_LARGE = 0.5  # of a factor: sums over a broadcast operand take some of it away
+ENLARGES = 2.0  # what hands its argument on has a ratio of 1
+MOST_STEPS_BACK = 16
+
 GROWN = 1e3
 """How much larger a norm than the one surveyed is a new question."""
 
@@ -43,6 +47,8 @@ class Amplifier:
     op: str = ""
     site: Site | None = None
     value: Tensor | None = None
+    ratio: float = 0.0
+    """By how much the largest number of the result exceeds the largest of what went in."""
 
 
 class _Survey(TorchFunctionMode):
@@ -52,7 +58,11 @@ class _Survey(TorchFunctionMode):
         super().__init__()
         self.forward = Amplifier()
         self.backward = Amplifier()
+        self.source: Amplifier | None = None
         self._enlargers: list[tuple[float, Amplifier]] = []
+        self._made: dict[Any, Amplifier] = {}
+        """What the graph's nodes of this step gave."""
+        self._nodes: list[Any] = []
         self.done = False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -63,15 +73,24 @@ class _Survey(TorchFunctionMode):
             return result
         name = getattr(function, "__name__", str(function))
         size = largest_magnitude(result).item()
-        if size > self.forward.size:
-            self.forward = Amplifier(size, name, user_site(), result.detach())
         taken = max((largest_magnitude(x).item() for x in tensors_in((args, kwargs or {})) if is_plain(x) and x.numel()), default=0.0)
+        made = Amplifier(size, name, user_site(), result.detach(), size / taken if taken > 0.0 else 0.0)
+        self._made.setdefault(result.grad_fn, made)
+        if size > self.forward.size:
+            self.forward = made
         if taken > 0.0 and math.isfinite(size):
-            self._enlargers.append((size / taken, Amplifier(size, name, user_site(), result.detach())))
+            self._enlargers.append((made.ratio, made))
             if len(self._enlargers) > MOST_ENLARGERS:
                 self._enlargers.remove(min(self._enlargers, key=lambda item: item[0]))
-        result.grad_fn.register_hook(self._enlarged(name, user_site()))
+        self._nodes.append(result.grad_fn)
+        result.grad_fn.register_hook(self._enlarged(name, made.site, len(self._nodes) - 1))
         return result
+
+    def finish(self) -> None:
+        """The step is over: look no further, and let its graph go."""
+        self.done = True
+        self._made.clear()
+        self._nodes.clear()
 
     @property
     def enlarger(self) -> Amplifier:
@@ -80,13 +99,29 @@ class _Survey(TorchFunctionMode):
         near = [item for item in self._enlargers if item[1].size >= math.sqrt(self.forward.size)]
         return max(near, key=lambda item: item[0], default=(0.0, self.forward))[1]
 
-    def _enlarged(self, name: str, site: Site | None) -> Callable[..., None]:
+    def _enlarged(self, name: str, site: Site | None, index: int) -> Callable[..., None]:
+        # A hook that held its own node would keep the graph alive.
         def look(grad_inputs: tuple[Tensor | None, ...], grad_outputs: tuple[Tensor | None, ...]) -> None:
             arrived, left = _largest(grad_outputs), _largest(grad_inputs)
             if not self.done and arrived > 0.0 and left / arrived > self.backward.size:
                 self.backward = Amplifier(left / arrived, f"{name} backward", site)
+                self.source = self._operand(self._nodes[index], left / arrived)
 
         return look
+
+    def _operand(self, node: Any, factor: float) -> Amplifier | None:
+        """The operation that made the operand by which a product's backward multiplies (the 1 / variance of a squared error): it made the gradient
+        large, the product did not. None where no operand is as large as that."""
+        found: Amplifier | None = None
+        for _ in range(MOST_STEPS_BACK):
+            behind = [(following, self._made.get(following)) for following, _ in node.next_functions]
+            large = [(following, made) for following, made in behind if made is not None and made.size >= AS_LARGE * factor]
+            if not large:
+                return found
+            node, found = max(large, key=lambda item: item[1].size)
+            if found.ratio > ENLARGES:
+                return found
+        return found
 
 
 def _largest(gradients: tuple[Tensor | None, ...]) -> float:
@@ -120,9 +155,11 @@ class Amplification:
             self._began = True  # the step that was clipped ends; the next one is surveyed from its beginning
             return None
         survey = self._open.mode
-        survey.done = True
+        survey.finish()
         self.settle()
         is_forward = survey.forward.size >= LARGE
+        if not is_forward and survey.source is not None:
+            return self._surveyed_norm, survey.source, True
         return self._surveyed_norm, survey.enlarger if is_forward else survey.backward, is_forward
 
     def settle(self) -> None:
@@ -133,5 +170,5 @@ class Amplification:
     def stop(self) -> None:
         """The block closes."""
         if self._open is not None:
-            self._open.mode.done = True
+            self._open.mode.finish()
             self.settle()

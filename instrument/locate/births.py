@@ -51,6 +51,10 @@ class Births:
         """Whether this line makes infinities in steps that go well."""
         return (site.file, site.line) in self._harmless
 
+    def reopen(self, site: Site) -> None:
+        """What this line made went well where it was made, and spoiled a later step."""
+        self._harmless.discard((site.file, site.line))
+
     def add(self, birth: Birth) -> None:
         """Remember the first birth of each line and operation."""
         place = (birth.site.file, birth.site.line)

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from instrument.events import Site
-from instrument.guards.loading import loaded_at
 from instrument.guards.parameter_names import parameter_names
-from instrument.locate.origin import bad_data, feeding_parameters, kinds, spread, undetached, variable_name
-from instrument.runtime import RUNTIME, is_plain, without_function_modes
-from latent_drift.numerics.finite import is_finite, summarise
+from instrument.locate.came_in import came_in
+from instrument.locate.origin import bad_data, feeding_parameters, kinds, spread, undetached
+from instrument.runtime import RUNTIME, without_function_modes
+from instrument.tensors import is_bad, is_there
+from latent_drift.numerics.finite import summarise
 
 Place = tuple[Site, str | None]
 """A line, and the path of the module that it ran in."""
@@ -63,16 +64,6 @@ def _linear(node: Any, saved: Mapping[str, Tensor]) -> Tensor:
     bias, _, transposed = (following for following, _ in node.next_functions)
     weight = transposed.next_functions[0][0].variable
     return torch.addmm(bias.variable, saved["mat1"], weight.t())
-
-
-def is_there(x: Any) -> bool:
-    """Whether this is a plain tensor with numbers in it. One whose memory was given back (`fully_shard` does) holds nothing."""
-    return is_plain(x) and x.numel() > 0 and x.untyped_storage().nbytes() > 0
-
-
-def is_bad(x: Any) -> bool:
-    """Whether a plain tensor holds a NaN or an infinity."""
-    return is_there(x) and not is_finite(x)
 
 
 def nodes_behind(roots: Iterable[Any]) -> list[Any]:
@@ -293,22 +284,15 @@ class _Reading:
         return node in self._came_in and not bool(torch.isnan(self._bad_values[node]).any())
 
     def _outsider(self, node: Any, x: Tensor, step: int) -> Suspect:
-        if x.requires_grad:
-            name, site = parameter_names([x])[0], loaded_at(x)
-            came = "" if site is None else ", as it was loaded"
-            suspect = self._named(node, "NS804", f"the parameter {name} of shape {tuple(x.shape)} holds {kinds(x)} {spread(x)}{came}", step, x)
-            return replace(suspect, site=site)
-        made = RUNTIME.run.search.made.origin_of(x) if RUNTIME.active else None
-        if made is not None:
-            suspect = self._named(node, made.code, made.message, step, x)
-            return replace(suspect, op=made.op, site=made.site, facts=made.facts or suspect.facts)
-        source = undetached(x) if self._graphs > 1 else None
-        behind = suspect_behind([source], step, self._graphs - 1) if source is not None else None
-        if behind is not None:
-            return behind
-        name_of_data = variable_name(x)
-        what = f"the data {name_of_data}" if name_of_data else "data"
-        return self._named(node, "NS803", f"{what} of shape {tuple(x.shape)} holds {kinds(x)} {spread(x)} before any operation", step, x)
+        is_parameter = x.is_leaf and x.requires_grad
+        if not is_parameter and self._graphs > 1 and not (RUNTIME.active and RUNTIME.run.search.made.origin_of(x) is not None):
+            source = undetached(x)
+            behind = suspect_behind([source], step, self._graphs - 1) if source is not None else None
+            if behind is not None:
+                return behind
+        came = came_in(RUNTIME.run if RUNTIME.active else None, x)
+        suspect = self._named(node, came.code, came.message, step, x)
+        return replace(suspect, op=came.op or suspect.op, site=came.site, facts={**(came.facts or suspect.facts)})
 
     def _made(self, node: Any, step: int) -> Suspect:
         """A bad result of what is not known to be bad. Of the nodes before it that saved nothing to judge by, the first that computes is the

@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from instrument.events import Site
 from instrument.locate.births import Birth
+from instrument.locate.origin import named_tensors
 from instrument.runtime import is_plain, without_function_modes
 
 MOST_HELD = 16
@@ -22,6 +24,8 @@ class MadeData:
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, int, str], tuple[Tensor, Birth]] = {}
+        self._latest: dict[tuple[str, int, str], tuple[Tensor, Birth]] = {}
+        self._met: list[Tensor] = []
 
     def add(self, result: Tensor, birth: Birth) -> None:
         """Remember a result that has no graph."""
@@ -29,18 +33,65 @@ class MadeData:
         if not result.requires_grad and place not in self._held and len(self._held) < MOST_HELD and result.numel() <= LARGEST:
             self._held[place] = (result.detach(), birth)
 
+    def renew(self, result: Tensor, site: Site, op: str) -> None:
+        """A line that gave bad results in steps that went well did so again: the latest is kept too, for a state that moves on from it."""
+        known = self._held.get((site.file, site.line, op))
+        if known is not None and not result.requires_grad and result.numel() <= LARGEST:
+            self._latest[site.file, site.line, op] = (result.detach(), known[1])
+
+    def meet(self, birth: Birth) -> None:
+        """This birth is the cause: what it gave is the data to mend, if it is held."""
+        known = self._held.get((birth.site.file, birth.site.line, birth.op))
+        if known is not None and known[1] is birth:
+            self._met.append(known[0])
+
     def origin_of(self, x: Tensor) -> Birth | None:
         """The birth that bad data came from: that of the tensor that it is a part of, or copied from."""
         if not self._held or x.requires_grad:
             return None
+        held = [*self._held.values(), *self._latest.values()]
         with torch.no_grad(), without_function_modes():
-            for result, birth in self._held.values():
-                if x.untyped_storage().data_ptr() == result.untyped_storage().data_ptr():
+            for result, birth in held:
+                if _shares_memory(x, result):
+                    self._met.append(result)
                     return birth
-            finite = x.detach().flatten()
-            finite = finite[torch.isfinite(finite)][:COMPARED]
-            for result, birth in self._held.values():
-                copied = is_plain(result) and result.dtype is x.dtype and finite.numel() > FEWEST and bool(torch.isin(finite, result).all())
-                if copied and not bool(torch.isfinite(result).all()):
+            for result, birth in held:
+                if is_copied_from(x, result) and not bool(torch.isfinite(result).all()):
+                    self._met.append(result)
                     return birth
         return None
+
+    def mend(self) -> int:
+        """Set what is not finite to 0 in the results that bad data was found to come from, and in the script's variables that were copied from them:
+        every step that meets it fails. Returns how many numbers.
+
+        Written through `.data`: a graph that is about to be differentiated may hold them, and autograd is not to see a write.
+        """
+        mended = 0
+        with torch.no_grad(), without_function_modes():
+            for result in self._met:
+                copies = [value for _, value, _ in named_tensors() if not value.requires_grad and is_taken_from(value, result)]
+                for value in (*copies, result):
+                    bad = ~torch.isfinite(value)
+                    mended += int(bad.sum())
+                    value.data.masked_fill_(bad, 0.0)
+        self._met.clear()
+        return mended
+
+
+def is_taken_from(x: Tensor, table: Tensor) -> bool:
+    """Whether `x` is a part of `table`, or, by its finite numbers, copied from it."""
+    return _shares_memory(x, table) or is_copied_from(x, table)
+
+
+def _shares_memory(x: Tensor, table: Tensor) -> bool:
+    return x.untyped_storage().data_ptr() == table.untyped_storage().data_ptr()
+
+
+def is_copied_from(x: Tensor, table: Tensor) -> bool:
+    """Whether all of the finite numbers of `x`, up to `COMPARED`, occur in `table`; False where there are too few of them to tell."""
+    if not (is_plain(x) and is_plain(table) and table.dtype is x.dtype and table.device == x.device):
+        return False
+    finite = x.detach().flatten()
+    finite = finite[torch.isfinite(finite)][:COMPARED]
+    return finite.numel() > FEWEST and bool(torch.isin(finite, table.detach()).all())

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from instrument.callsite import is_ours, user_frame
+from instrument.callsite import is_ours, is_users, user_frame
 
 ROWS_NAMED = 5
+MOST_FRAMES = 8
+MOST_NAMES = 400  # of one frame: a notebook's namespace is large
 _LOOK_AT = 200  # values of one frame that are searched for a tensor: a notebook's namespace is large
 
 
@@ -81,6 +83,29 @@ def undetached(x: Tensor) -> Tensor | None:
                 return value
         frame = frame.f_back
     return None
+
+
+def named_tensors() -> Iterator[tuple[str, Tensor, FrameType]]:
+    """The tensors that the names of the running functions and of the top level hold, each with the frame that it is a name of."""
+    frame = user_frame()
+    looked_at = 0
+    while frame is not None and looked_at < MOST_FRAMES:
+        if is_users(frame.f_code.co_filename):
+            looked_at += 1
+            for name, value in list(frame.f_locals.items())[:MOST_NAMES]:
+                if isinstance(value, Tensor):
+                    yield name, value, frame
+        frame = frame.f_back
+
+
+def running_modules() -> Iterator[nn.Module]:
+    """The modules that names of the running frames hold, each with those inside it."""
+    frame = user_frame()
+    while frame is not None:
+        for value in list(frame.f_locals.values())[:_LOOK_AT]:
+            if isinstance(value, nn.Module):
+                yield from value.modules()
+        frame = frame.f_back
 
 
 def bad_data(like: Tensor) -> tuple[str, Tensor] | None:

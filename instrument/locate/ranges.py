@@ -84,6 +84,15 @@ class Ranges:
                 return f"the largest argument of {op} here {found}"
         return None
 
+    def latest_trend(self, op: str) -> str | None:
+        """How the argument of an exponential came to be as large as in the latest step; None if it did not rise to it."""
+        sizes = self._latest[-1][1].get(op) if self._latest else None
+        back = ARGUMENT.get(op)
+        if not sizes or back is None:
+            return None
+        index = max(range(len(sizes)), key=sizes.__getitem__)
+        return self.argument_trend(op, back(sizes[index]), index) if LEAST.get(op, -math.inf) <= sizes[index] < math.inf else None
+
     def result_trend(self, op: str) -> str | None:
         """How the results of the latest call of a power came to overflow; None if they did not grow to it."""
         found = growth([size for _, size in self._sizes(op, self._latest)])

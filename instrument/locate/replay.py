@@ -28,10 +28,10 @@ from instrument.armed_lines import ArmedLines
 from instrument.distributed.agreement import is_at_work
 from instrument.events import Site
 from instrument.locate.births import Birth, Births
-from instrument.locate.graph import is_bad
 from instrument.locate.scene import Scene, assigned, differentiated, read, repeatable, statements_before
 from instrument.locate.watch import Watching
 from instrument.runtime import RUNTIME, StopReplay, is_plain, without_function_modes
+from instrument.tensors import is_bad
 from latent_drift.numerics.snapshot import RandomSnapshot
 
 if TYPE_CHECKING:

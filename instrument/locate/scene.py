@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from instrument.callsite import is_users, user_frame
-from instrument.locate.graph import is_bad
+from instrument.tensors import is_bad
 
 MOST_FRAMES = 6
 MOST_NAMES = 2_000  # a notebook's namespace
@@ -134,16 +134,25 @@ def _tree(file: str) -> ast.Module | None:
 
 
 def _body(scene: Scene) -> list[ast.stmt]:
-    tree = _tree(scene.file)
+    return _body_of(scene.file, scene.function, scene.first_line)
+
+
+def _body_of(file: str, function: str, first_line: int) -> list[ast.stmt]:
+    tree = _tree(file)
     if tree is None:
         return []
-    if scene.function == "<module>":
+    if function == "<module>":
         return tree.body
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == scene.function:
-            if scene.first_line in (node.lineno, *(d.lineno for d in node.decorator_list)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == function:
+            if first_line in (node.lineno, *(d.lineno for d in node.decorator_list)):
                 return node.body
     return []
+
+
+def simple_statements(file: str, function: str, first_line: int) -> list[ast.stmt]:
+    """The statements of a function of this name that begins there, or of the top level (`<module>`), those inside loops and branches among them."""
+    return list(_simple(_body_of(file, function, first_line)))
 
 
 def statements_before(scene: Scene) -> list[ast.stmt]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,8 @@ from instrument.guards.parameter_names import parameter_names
 from instrument.guards.step import _STEPPING
 from instrument.locate.amplification import Amplification, Amplifier
 from instrument.locate.births import Birth, Births
+from instrument.locate.came_in import came_in
 from instrument.locate.compiled import Compiled
-from instrument.locate.graph import is_bad
 from instrument.locate.made_data import MadeData
 from instrument.locate.origin import feeding_parameters
 from instrument.locate.replay import Replays
@@ -25,7 +26,10 @@ from instrument.locate.scene import scenes, scenes_at_end
 from instrument.locate.suspects import Located, Suspects
 from instrument.locate.trends import Trend, trend_of
 from instrument.locate.watch import Watch
-from instrument.runtime import RUNTIME, without_function_modes
+from instrument.locate.worker_births import WorkerBirths
+from instrument.runtime import RUNTIME, is_plain, without_function_modes
+from instrument.tensors import is_bad
+from latent_drift.numerics.gradients import global_norm
 
 if TYPE_CHECKING:
     from instrument.run import Run
@@ -44,11 +48,13 @@ class Search:
         self.suspects = Suspects()
         self.replays = Replays()
         self.made = MadeData()
+        self.worker_births = WorkerBirths()
         self.amplification = Amplification()
         self._blamed = False
         self._explained = False
         self._first_cause: Event | None = None
         self._amplifier: Event | None = None
+        self._amplified_at: Site | None = None
         self._trend: Trend | None = None
         self._failed_line: Site | None = None
         self._failed_at: float | None = None
@@ -71,8 +77,12 @@ class Search:
         if this step's loss or gradient turns out non-finite: then the first such place is named as the origin."""
         run = self._run
         site = site if site is not None else run.site()
-        if site is not None and not self.births.is_harmless(site):
-            run.armed.fire(site)
+        if site is not None and self.births.is_harmless(site):
+            if result is not None:
+                self.made.renew(result, site, op)
+        elif site is not None:
+            if not weak:
+                run.armed.fire(site)
             if run.policy.act and not RUNTIME.replaying:
                 run.kept.keep(run.optimizers)
             facts = run.facts_of(x) if self.births.wants_facts(site) else {}
@@ -82,6 +92,19 @@ class Search:
             self.births.add(birth)
             if result is not None:
                 self.made.add(result, birth)
+                self.worker_births.add(result, birth)
+
+    def came_in(self, op: str, x: Tensor, site: Site | None = None) -> None:
+        """Remember a bad tensor that no operation of this step made: data, a parameter, or what an earlier line made bad.
+
+        Args:
+            op: the operation that takes it in.
+            site: the line that does, where that is not the running one.
+        """
+        found = came_in(self._run, x)
+        if found.site is not None:
+            self.births.reopen(found.site)
+        self.born(found.code, found.op or op, message=found.message, x=x, site=found.site or site, weak=found.weak)
 
     @property
     def blamed(self) -> bool:
@@ -137,7 +160,10 @@ class Search:
 
     def _name_birth(self, birth: Birth) -> None:
         self._explained = True
+        if birth.weak:
+            self._run.armed.fire(birth.site)  # nothing else was born: then it was not meant
         if birth.event is None:
+            self.made.meet(birth)
             code, message, trend = self._cause_of(birth.code, birth.message, birth.site, birth.trend)
             self._name(self._run.event(code, "observed", birth.op, message, birth.site, facts=birth.facts, trend=trend))
         else:
@@ -205,6 +231,12 @@ class Search:
         if self.births.origin() is not None:
             self.blame()
 
+    def blame_inputs(self, inputs: Sequence[Tensor]) -> None:
+        """An operation cannot take these, NaN or Inf that was made before: that is the cause. What this very line made of them is its own matter."""
+        origin, site = self.births.origin(), self._run.site()
+        if origin is None or site is None or (origin.site.file, origin.site.line) != (site.file, site.line):
+            self.blame(inputs)
+
     def meet_graph(self, roots: Sequence[Any]) -> None:
         """A backward pass begins: if a node of an earlier step's graph is wanted, its line may be known from this one."""
         if self.suspects.pending is not None:
@@ -244,6 +276,13 @@ class Search:
         self._ends()
         event = self._run.log.record(event)
         self._first_cause = self._first_cause or event
+        run = self._run
+        if run.policy.act and run.config.repair_raising and not _STEPPING:
+            count = self.made.mend()
+            if count:
+                site = Site(event.file, event.line, event.function or "", event.source) if event.file and event.line else None
+                message = f"{count} numbers of the data that this line made were not finite and were set to 0: every step that meets them fails"
+                run.note("NS803", "repaired", event.op, message=message, site=site)
 
     def _cause_of(self, code: str, message: str, site: Site | None, trend: str | None = None) -> tuple[str, str, str | None]:
         """The code, the message and the trend of an origin. A line whose results grew from call to call is an exploding recurrence."""
@@ -289,10 +328,12 @@ class Search:
     def close(self) -> None:
         """What was found and has no line is done once more; failing that it is said without one."""
         self.tell_trend()
+        self._tell_runaway()
         self._replay()
         located = self.suspects.give_up()
         if located is not None and all(event.code in CONSEQUENCES for event in self._run.log):
             self._record_located(located)
+        self.worker_births.close()
         self.watch.stop()  # what was found at the end may have asked for a watch that no step will follow
 
     def _name_amplifier(self, norm: float, place: Amplifier, is_forward: bool) -> None:
@@ -300,9 +341,35 @@ class Search:
         if place.site is None:
             return
         what = f"what is large behind it, {place.size:.4g}, was" if is_forward else f"it grew most, {place.size:.4g} times, by what is"
+        run = self._run
         message = f"after a gradient norm of {norm:.4g}: {what} made here by {place.op}"
-        event = self._run.event("NS507", "observed", place.op, message, place.site, facts=self._run.facts_of(place.value))
-        self._amplifier = self._amplifier or self._run.log.record(event)
+        led = "; ".join(text for text in (run.ranges.latest_trend(place.op), self._too_large_a_step(norm)) if text) or None
+        message = message if led is None else f"{message}; {led}"
+        event = run.event("NS507", "observed", place.op, message, place.site, facts=run.facts_of(place.value), trend=led)
+        self._amplifier = self._amplifier or run.log.record(event)
+        self._amplified_at = run.site()
+
+    def _too_large_a_step(self, norm: float) -> str | None:
+        """What the learning rate makes of a gradient of this norm, where the step is as long as that and leads past the parameters altogether."""
+        records = self._run.history.leading_here()
+        rate = records[-1].learning_rate if records else None
+        along = [o for o in self._run.optimizers if isinstance(o, torch.optim.SGD)]
+        if rate is None or len(along) != 1:
+            return None
+        with torch.no_grad(), without_function_modes():
+            size = global_norm([p for group in along[0].param_groups for p in group["params"] if is_plain(p)])
+        step = rate * norm
+        if not size < step < math.inf:
+            return None
+        return f"unclipped, a step of the learning rate {rate:.3g} would have been {step:.3g} long, {step / size:.3g} times the parameters' own norm"
+
+    def _tell_runaway(self) -> None:
+        """Clipping kept everything finite, and the rate grew all the same: that is the cause of the gradients that were too large."""
+        if self._first_cause is None and self._amplifier is not None:
+            trend = trend_of(self._run.history.leading_here())
+            if trend is not None and trend.is_runaway:
+                message = "the gradients that this learning rate led to had to be clipped"
+                self._first_cause = self._run.note("NS512", "warned", "step", message=message, site=self._amplified_at, trend=trend.text)
 
     @property
     def first_cause(self) -> Event | None:

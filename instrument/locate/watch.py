@@ -28,17 +28,15 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from instrument.callsite import module_path
 from instrument.events import Site
 from instrument.guards.base import is_compiling
-from instrument.guards.loading import loaded_at
-from instrument.guards.parameter_names import parameter_names
 from instrument.guards.step import _STEPPING
 from instrument.interception import Replacement, replace_attribute, restore
-from instrument.locate.graph import Place, is_bad
+from instrument.locate.graph import Place
 from instrument.locate.open_mode import OpenMode
-from instrument.locate.origin import kinds, spread, undetached, variable_name
+from instrument.locate.origin import kinds, spread, undetached
 from instrument.locate.transforms import bare, is_transformed, nodes
 from instrument.locate.trends import Growth, recurrence
-from instrument.runtime import QUIET, is_plain
-from instrument.tensors import tensors_in
+from instrument.runtime import QUIET, is_plain, is_readable
+from instrument.tensors import is_bad, tensors_in
 from latent_drift.numerics.finite import largest_magnitude
 
 if TYPE_CHECKING:
@@ -150,7 +148,7 @@ class Watching(TorchFunctionMode):
                     self._from_before.add(id(out))
                 elif not before or (not nan_before and bool(torch.isnan(out.detach()).any())):
                     self._born(run, function, name, out, args, kwargs)
-            if is_plain(out):
+            if is_readable(out):
                 made_by = nodes(given)
                 for node in made_by:
                     self._check_backward(run, name, node)
@@ -179,7 +177,7 @@ class Watching(TorchFunctionMode):
             return result
         if is_transformed(result):
             return self._mended_inside(run, name, result)
-        if not is_plain(result) or next(tensors_in((args, kwargs)), None) is None:
+        if not is_readable(result) or next(tensors_in((args, kwargs)), None) is None:
             return result  # what is made of no tensor (torch.full of NaN) is meant so
         bad = is_bad(result)
         if not bad and result.grad_fn is None:
@@ -189,15 +187,20 @@ class Watching(TorchFunctionMode):
             return result
         if bad:
             result = self._without_bad_columns(run, function, name, site, result, args, kwargs)
-        elif largest_magnitude(result).item() > run.armed.limit(result.dtype):
+        elif not result.is_complex() and largest_magnitude(result).item() > run.armed.limit(result.dtype):
             result = self._held(run, name, site, result, args)
         if is_bad(result):
             came_in = any(is_bad(x) for x in tensors_in((args, kwargs)))
             code, why = ("NS803", "what went in is not finite") if came_in else ("NS805", f"the result of {name} is not finite")
             run.note(code, "bounded", name, site=site, x=result, message=f"{why}; the result was bounded, without gradient there", fired=True)
-            ceiling = run.armed.ceiling(result.dtype)
-            mend = result.nan_to_num_ if _is_written(name, result, args) else result.nan_to_num
-            result = mend(nan=0.0, posinf=ceiling, neginf=-ceiling)
+            in_place = _is_written(name, result, args)
+            if result.is_complex():  # an infinite complex number has no direction to keep
+                finite, nothing = torch.isfinite(result), torch.zeros((), dtype=result.dtype)
+                result = result.copy_(torch.where(finite, result, nothing)) if in_place else torch.where(finite, result, nothing)
+            else:
+                ceiling = run.armed.ceiling(result.dtype)
+                mend = result.nan_to_num_ if in_place else result.nan_to_num
+                result = mend(nan=0.0, posinf=ceiling, neginf=-ceiling)
         if result.grad_fn is not None:
             for node in (result.grad_fn, *(n for n, _ in result.grad_fn.next_functions if n is not None)):
                 if node not in self._hooked and "AccumulateGrad" not in node.name():
@@ -276,43 +279,32 @@ class Watching(TorchFunctionMode):
             run.note(
                 "NS805", "neutralised", f"{name} backward", site=site, x=bad[0], message=f"non-finite gradient of {name} was set to 0", fired=True
             )
-            return tuple(g if g is None or not is_plain(bare(g)) else g.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for g in grad_inputs)
+            return tuple(g if g is None or not is_readable(bare(g)) else g.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for g in grad_inputs)
 
         return keep
 
     def _born(self, run: Run, function: Any, name: str, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = [x for x in map(bare, tensors_in((args, kwargs))) if is_plain(x) and x.numel()]
+        inputs = [x for x in map(bare, tensors_in((args, kwargs))) if is_readable(x) and x.numel()]
         if not inputs:
             self._came_in(run, name, out)
             return
         widest = max(inputs, key=lambda x: largest_magnitude(x).nan_to_num().item())
         what = kinds(out)
         made_of = "inputs that hold Inf" if any(is_bad(x) for x in inputs) else "finite inputs"
-        run.search.born("NS805", name, message=f"{_qualified(function)} of {made_of} gave {what} {spread(out)}", x=widest)
+        # masked_fill(mask, -inf): an infinity that the script wrote down is meant, and what cannot stand it comes later.
+        meant = what == "Inf" and _names_infinity((args, kwargs))
+        run.search.born("NS805", name, message=f"{_qualified(function)} of {made_of} gave {what} {spread(out)}", x=widest, weak=meant)
 
     def _came_in(self, run: Run, name: str, x: Tensor) -> None:
         """A bad tensor that no operation seen so far made of others: data, or a parameter."""
         self._met[id(x)] = x
-        values = x.detach()
         is_parameter = isinstance(x, nn.Parameter) or (x.is_leaf and x.requires_grad)
-        weak = not is_parameter and not bool(torch.isnan(values).any())
-        site = None
-        if is_parameter:
-            site = loaded_at(x)
-            code, what = "NS804", f"the parameter {parameter_names([x])[0]}"
-        elif (made := run.search.made.origin_of(x)) is not None:
-            run.search.born(made.code, made.op, message=made.message, x=x, site=made.site)
-            return
-        elif (source := x if x.grad_fn is not None else undetached(x)) is not None:
+        source = None if is_parameter or run.search.made.origin_of(x) is not None else x if x.grad_fn is not None else undetached(x)
+        if source is not None:
             self._from_before.add(id(x))
             run.search.look_behind(source)  # made before this mode was on: its graph knows more than that it came in
-            return
         else:
-            label = variable_name(x)
-            code, what = "NS803", "data" if label is None else f"the data {label}"
-        run.search.born(
-            code, name, message=f"{what} of shape {tuple(x.shape)} holds {kinds(x)} {spread(x)} before any operation", x=x, site=site, weak=weak
-        )
+            run.search.came_in(name, x)
 
     def _check_backward(self, run: Run, name: str, node: Any) -> None:
         """Look at what this node's backward makes of the gradient, and the nodes before it that no call was seen for (an autograd.Function whose
@@ -359,6 +351,17 @@ def _is_written(name: str, result: Tensor, args: tuple[Any, ...]) -> bool:
     """Whether an operation wrote its result into an argument. Others may return an argument as it is: `flatten` of a matrix, `contiguous`, `to`."""
     in_place = name.startswith("__i") or (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
     return in_place and any(result is x for x in args)
+
+
+def _names_infinity(given: Any) -> bool:
+    """Whether an infinite Python number is among the arguments of a call."""
+    if isinstance(given, float):
+        return math.isinf(given)
+    if isinstance(given, dict):
+        given = given.values()
+    elif not isinstance(given, list | tuple):
+        return False
+    return any(map(_names_infinity, given))
 
 
 def _qualified(function: Any) -> str:

@@ -138,6 +138,7 @@ class Recovery:
         self.put_buffers_back(run, failed=failed)
         restored = self.hand_copies.look(leaves)
         if restored:
+            run.search.blame_births()  # a number that the update itself made: its gradient was finite
             message = f"an update by hand made {restored} tensors non-finite; they were put back as they were before it"
             run.note("NS508", "rolled-back", "update", message=message)
         if not failed and not restored:
@@ -209,9 +210,9 @@ class Recovery:
         self.put_buffers_back(run, failed=False)
         restored = self.hand_copies.put_back()
         if restored:
+            run.search.blame()
             message = f"the last update by hand made {restored} tensors non-finite; they were put back as they were before it"
             run.note("NS508", "rolled-back", "update", message=message)
-            run.search.blame()
 
     def facts(self) -> dict[str, Any]:
         """Counts for summary.json."""

@@ -6,7 +6,6 @@ found once, among all objects, when the first backward is called.
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,6 +17,8 @@ from torch.nn.modules import module as registration
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
+
+from instrument.alive import instances_of, with_subclasses
 
 
 class _WeakIdentitySet:
@@ -66,9 +67,9 @@ class TrainingObjects:
     def search(self) -> list[Optimizer]:
         """Meet whatever exists by now; returns the optimizers. It walks over all objects, so it is done once."""
         self.searched = True
-        wanted = {cls for root in (nn.Module, Optimizer, LRScheduler, GradScaler) for cls in _with_subclasses(root)}
+        wanted = {cls for root in (nn.Module, Optimizer, LRScheduler, GradScaler) for cls in with_subclasses(root)}
         optimizers = []
-        for found in [o for o in gc.get_objects() if type(o) in wanted]:
+        for found in instances_of(wanted):
             if isinstance(found, nn.Module):
                 # One whose __init__ never ran holds nothing.
                 if "_parameters" in vars(found):
@@ -102,17 +103,6 @@ class TrainingObjects:
     def scalers(self) -> list[GradScaler]:
         """The loss scalers that are in use."""
         return [s for s in self._scalers if s.is_enabled() and s._scale is not None]
-
-
-def _with_subclasses(root: type) -> set[type]:
-    found: set[type] = set()
-    pending = [root]
-    while pending:
-        cls = pending.pop()
-        if cls not in found:
-            found.add(cls)
-            pending.extend(type.__subclasses__(cls))
-    return found
 
 
 def watch_registration(meet: Any) -> list[RemovableHandle]:

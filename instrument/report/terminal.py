@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,22 @@ def _first_cause(out: _Layout, cause: Event, sources: Mapping[str, Lines], narro
         out.text(f"first cause: {place(cause)}  {summary}", 2)
     for number, text in excerpt(cause, sources).items():
         out.whole(f"{'>' if number == cause.line else ' '} {number:>5} | {text}", 2 if narrow else 6)
+    for text in explanation(cause):
+        out.text(text, 4 if narrow else 6)
+
+
+def explanation(cause: Event) -> Iterator[str]:
+    """What is known of a first cause: operation and step, what went in, the parameters behind it, how the steps before led there, what to do."""
+    module = f" [{cause.module}]" if cause.module else ""
+    yield f"{cause.op}, step {cause.step}: {cause.message}{module}"
+    seen = input_range(cause)
+    if seen is not None:
+        yield f"input {seen}"
+    if cause.parameters:
+        yield f"computed from {', '.join(cause.parameters)}"
+    if cause.trend is not None and cause.trend not in cause.message:
+        yield f"before it, {cause.trend}"
+    yield f"remedy: {FINDINGS[cause.code].remedy}"
 
 
 def unreached(facts: Mapping[str, Any]) -> list[str]:

@@ -76,5 +76,7 @@ def test_the_hazard_through_this_spelling_is_dealt_with_and_named(guard, spellin
         with instrument.stable(profile="train", division=BOUND) as run:
             repaired = values(call(getattr(spelling.owner, spelling.name)))
     assert torch.isfinite(repaired).all()
-    assert {e.code for e in run.events} == {guard.code} or (guard.code, spelling.op) == ("NS604", "binary_cross_entropy")
-    assert all(e.repaired for e in run.events)
+    # What is infinite from the beginning (a logit of inf) is data, and said to be that as well.
+    events = [e for e in run.events if e.code != "NS803"]
+    assert {e.code for e in events} == {guard.code} or (guard.code, spelling.op) == ("NS604", "binary_cross_entropy")
+    assert all(e.repaired for e in events)

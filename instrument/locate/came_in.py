@@ -1,0 +1,78 @@
+"""A bad tensor that no operation of the graph made of others: what it is, and where it came in.
+
+A parameter or a buffer that a checkpoint brought, data that an operation of the script made bad before (`MadeData`), or data that was bad already:
+then the statement that gave the script's variable its value is looked up, since the line that first uses a table seldom tells who read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from instrument.events import Site
+from instrument.guards.loading import loaded_at, loaded_buffer
+from instrument.guards.parameter_names import parameter_names
+from instrument.locate.births import Birth
+from instrument.locate.data_origin import DataOrigin, data_origin
+from instrument.locate.origin import kinds, running_modules, spread, variable_name
+from instrument.tensors import is_bad
+
+if TYPE_CHECKING:
+    from instrument.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class CameIn:
+    """What is known of it. `site` is where it came in, None where that is the line that uses it."""
+
+    code: str
+    message: str
+    site: Site | None = None
+    op: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    weak: bool = False
+    """Infinities that come in as data may be a mask."""
+
+
+def came_in(run: Run | None, x: Tensor) -> CameIn:
+    """Tell what this bad tensor is."""
+    shape = tuple(x.shape)
+    if isinstance(x, nn.Parameter) or (x.is_leaf and x.requires_grad):
+        site = loaded_at(x)
+        loaded = "" if site is None else ", as it was loaded"
+        return CameIn("NS804", f"the parameter {parameter_names([x])[0]} of shape {shape} holds {kinds(x)} {spread(x)}{loaded}", site)
+    weak = not bool(torch.isnan(x.detach()).any())
+    made = None if run is None else run.search.made.origin_of(x) or _kept_in_a_buffer(run, x)
+    if made is not None:
+        return CameIn(made.code, made.message, made.site, made.op, made.facts, made.weak)
+    buffer = loaded_buffer(x)
+    if buffer is not None:
+        name, site = buffer
+        return CameIn("NS804", f"the buffer {name} of shape {shape} holds {kinds(x)} {spread(x)}, as it was loaded", site, weak=weak)
+    if run is not None:
+        in_worker = run.search.worker_births.origin_of(x)
+        if in_worker is not None:
+            return CameIn(in_worker.code, in_worker.message, in_worker.site, in_worker.op, weak=weak)
+    label = variable_name(x)
+    what = "data" if label is None else f"the data {label}"
+    return CameIn("NS803", f"{what} of shape {shape} holds {kinds(x)} {spread(x)} before any operation{_made_by(data_origin(x))}", weak=weak)
+
+
+def _kept_in_a_buffer(run: Run, x: Tensor) -> Birth | None:
+    """Where `x` has no number left to recognise it by: the birth of what a buffer holds that went bad (a codebook, running statistics)."""
+    if bool(torch.isfinite(x.detach()).any()):
+        return None
+    modules = [*run.recovery.training.modules(), *running_modules()]
+    bad = (b for module in modules for b in module._buffers.values() if b is not None and is_bad(b))
+    return next((birth for buffer in bad if (birth := run.search.made.origin_of(buffer)) is not None), None)
+
+
+def _made_by(origin: DataOrigin | None) -> str:
+    if origin is None:
+        return ""
+    rows = "" if origin.table is None else f", where it holds {kinds(origin.table)} {spread(origin.table)}"
+    return f"; it is of {origin.name}, which came from {origin.file}:{origin.line}: {origin.source}{rows}"
