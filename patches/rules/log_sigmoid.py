@@ -51,8 +51,8 @@ class LogSigmoid(AbstractRule):
             return
         probability = inner if complement is None else m.definition(source, complement)
         sigmoid = m.operation(source, probability, "sigmoid")
-        if sigmoid is None or sigmoid.inplace or not sigmoid.plain:
-            return
+        if sigmoid is None or sigmoid.inplace or not sigmoid.plain or m.value_of(source, sigmoid.input).is_integer:
+            return  # logsigmoid takes no integers
         try:
             edits = self._fix(source, log.node, sigmoid, negate=complement is not None)
         except Unfixable:

@@ -56,7 +56,7 @@ class TanhLogdet(AbstractRule):
         if tanh is None or not tanh.plain or tanh.inplace:
             return
         value = m.value_of(source, tanh.input)
-        if value.is_bounded and max(-value.low, value.high) <= 4:
+        if value.is_integer or (value.is_bounded and max(-value.low, value.high) <= 4):
             return
         try:
             edits = self._fix(source, log.node, tanh.input)
