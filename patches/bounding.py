@@ -172,7 +172,9 @@ def _attribute_sites(source: Source, node: cst.Attribute, bound: Bound) -> Itera
         for read in source.nodes(cst.Attribute)
         if isinstance(read, cst.Attribute) and dotted_name(read) == text and source.function_of(read) is function and not _is_inner(source, read)
     ]
-    if len(reads) <= 1 or function is None:
+    first_read = min((source.order[read] for read in reads), default=0)
+    is_set_between = any(source.function_of(b.node) is function and b.order > first_read for b in bindings)
+    if len(reads) <= 1 or function is None or is_set_between:
         yield Replace(node, bound(text))
         return
     name = node.attr.value
@@ -198,6 +200,10 @@ def _mentions(node: cst.CSTNode | None, text: str) -> bool:
 def _is_inner(source: Source, read: cst.Attribute) -> bool:
     """Whether the read is the owner of something that is not a value (`self.log_std.data.fill_(0)`, `self.log_std.shape`) or is written to."""
     parent = source.parents.get(read)
+    while isinstance(parent, (cst.Element, cst.StarredElement, cst.Tuple, cst.List)):  # `self.mu, self.logvar = ...`
+        parent = source.parents.get(parent)
+    if isinstance(parent, (cst.For, cst.CompFor)) and not source.is_inside(read, parent.iter):
+        return not isinstance(parent, cst.For) or source.is_inside(read, parent.target)
     if isinstance(parent, (cst.AssignTarget, cst.AugAssign, cst.AnnAssign)):
         return True
     return isinstance(parent, cst.Attribute) and parent.attr.value in ("data", "shape", "grad", "requires_grad", "device", "dtype", "size")

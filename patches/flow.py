@@ -244,6 +244,21 @@ def attribute_values(source: Source, node: cst.Attribute) -> Sequence[Binding]:
     return memo[key]
 
 
+def set_before(source: Source, node: cst.Attribute) -> Binding | None:
+    """The assignment to `self.<name>` that is certain to run before this read of it in the same function, the last of them; None if none is.
+
+    A method that is called in between may set it anew: where that matters, `is_stable` tells.
+    """
+    function = source.function_of(node)
+    if function is None:
+        return None
+    place, branches = source.order[node], source.branches_of(node)
+    here = [b for b in attribute_values(source, node) if b.order < place and source.function_of(b.node) is function]
+    if not here or not _is_prefix(here[-1].branches, branches):
+        return None
+    return here[-1] if here[-1].kind == "assign" else None
+
+
 def _class_attribute(source: Source, owner: cst.ClassDef, name: str, depth: int) -> Sequence[Binding]:
     found: list[Binding] = []
     for target, binding in source.attribute_writes:

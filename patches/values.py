@@ -247,7 +247,8 @@ class _Evaluation:
 
     def _attribute(self, node: cst.Attribute) -> Value:
         if isinstance(node.value, cst.Name) and node.value.value in ("self", "cls"):
-            values = [self._binding(binding) for binding in flow.attribute_values(self.source, node)]
+            latest = flow.set_before(self.source, node)
+            values = [self._binding(binding) for binding in ([latest] if latest is not None else flow.attribute_values(self.source, node))]
             if not values:
                 return self._buffer(node)
             known = [value for value in values if value is not UNKNOWN]

@@ -92,7 +92,7 @@ class ExpLogvar(AbstractRule):
             return
         if value.kind in ("numpy", "number", "other") or value.origin in ("constant", "noise"):
             return
-        unbounded = [term for term in raw if not _is_bounded(source, term.node, limit)]
+        unbounded = [term for term in raw if not _is_bounded(source, term.node, limit, term.coefficient)]
         if not unbounded:
             return
         low, high = self._range(source, value)
@@ -234,15 +234,15 @@ def _scaled(source: Source, node: cst.BinaryOperation) -> _Term | None:
     return None
 
 
-def _is_bounded(source: Source, node: cst.BaseExpression, limit: float) -> bool:
-    """Whether the value is bounded where it is made: in sight, or by every caller of this function in the file."""
+def _is_bounded(source: Source, node: cst.BaseExpression, limit: float, coefficient: float) -> bool:
+    """Whether the value is bounded, on the side that exp minds, where it is made: in sight, or by every caller of this function in the file."""
     value = m.value_of(source, node)
-    if value.is_bounded and max(-value.low, value.high) <= limit:
+    if coefficient * (value.high if coefficient > 0 else value.low) <= limit:
         return True
     if isinstance(node, cst.Name):
         bindings = flow.reaching(source, node) or ()
         if bindings and all(b.kind == "parameter" for b in bindings):
             function = source.function_of(bindings[0].node)
             passed = bounding.arguments_for(source, function, node.value) if function is not None else None
-            return passed is not None and all(_is_bounded(source, e, limit) for e in passed if e is not node)
+            return passed is not None and all(_is_bounded(source, e, limit, coefficient) for e in passed if e is not node)
     return False

@@ -7,6 +7,7 @@ import time
 
 import libcst as cst
 import pytest
+import torch
 
 from patches.engine import fix
 from patches.rules import RULES
@@ -166,3 +167,21 @@ def test_two_values_that_get_names_get_two_names():
     )
     assert logits.count("= a(x)") == logits.count("= b(x)") == 1
     assert "F.log_softmax(logits, -1).sum() - F.log_softmax(logits_, -1).sum() + F.log_softmax(logits, -1).mean()" in logits
+
+
+def test_an_attribute_that_is_set_among_others_is_still_set():
+    text = (
+        "import torch\n\n\nclass A:\n    def f(self, x):\n        self.mu, self.logstd = self.encoder(x)\n"
+        "        return self.g(self.mu, self.logstd), self.logstd\n\n"
+        "    def g(self, mu, logstd):\n        return mu + torch.randn_like(mu) * torch.exp(logstd)\n"
+    )
+    changed = patched(text)
+    assert "self.mu, self.logstd = self.encoder(x)\n" in changed
+    assert changed.index("self.encoder(x)") < changed.index("softplus")
+    namespace: dict = {}
+    exec(changed, namespace)
+    made = namespace["A"]()
+    made.encoder = lambda x: (x, 200 * x)
+    assert made.f(torch.ones(3))[0].isfinite().all()
+    one_sided = text.replace("        return self.g(", "        self.logstd = self.logstd.clamp(max=10)\n        return self.g(")
+    assert "softplus" not in patched(one_sided.replace("self.mu, self.logstd = self.encoder(x)", "self.mu, self.logstd = x, self.encoder(x)"))
