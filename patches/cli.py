@@ -172,7 +172,7 @@ def explain(code: Annotated[str, typer.Argument(help="A code or name: NS201, exp
     from patches.findings import finding
 
     try:
-        found = finding(code)
+        found = finding(code.upper() if code[-1:].isdigit() else code)
     except KeyError as error:
         _fail(str(error.args[0]))
     lines = [

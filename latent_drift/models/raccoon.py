@@ -144,8 +144,14 @@ class RaccoonLogClassifier(nn.Module):
         return mean, self._bounded_logvar(logvar)
 
     def sample_latent(self, mean: Tensor, logvar: Tensor) -> Tensor:
-        """A draw from N(mean, exp(logvar)), shape and dtype of `mean`; in evaluation mode the mean itself."""
+        """A draw from N(mean, exp(logvar)), shape and dtype of `mean`; in evaluation mode the mean itself.
+
+        *Numerics*: log-variances of `encode` are used as they are; one from elsewhere that lies beyond all of those is bounded, with a gradient.
+        """
         if self.training or self.legacy_compat:
+            if not self.legacy_compat:
+                lower, upper = self._logvar_range[logvar.dtype]
+                logvar = soft_bound(logvar, lower - 0.5 * math.pi, upper + 0.5 * math.pi)
             return mean + torch.exp(0.5 * logvar) * batch_noise_like(mean)
         return mean
 

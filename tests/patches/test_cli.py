@@ -63,6 +63,10 @@ def module(*arguments: str, cwd: Path, **kwargs) -> subprocess.CompletedProcess:
     )
 
 
+def test_a_code_may_be_asked_for_in_small_letters(run):
+    assert run("explain", "ns201").out == run("explain", "NS201").out == run("explain", "exp-logvar").out != ""
+
+
 def test_the_version_is_that_of_the_newest_rule_set(run):
     result = run("--version")
     assert (result.status, result.out.split()[-1]) == (0, list(released())[-1])

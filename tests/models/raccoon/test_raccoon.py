@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from latent_drift.errors import UsageError
+from latent_drift.models.distributed import batch_noise_like
 from latent_drift.models.log_alphabet import NUM_LOG_CLASSES, log_vocab_size
 from latent_drift.models.log_data import LogDataset
 from latent_drift.models.raccoon import RaccoonLogClassifier
@@ -187,6 +188,25 @@ def test_log_variance_pushed_anywhere_stays_finite_and_its_gradient_returns(valu
     assert torch.isfinite(loss)
     assert torch.isfinite(gradient).all()
     assert (gradient * value > 0).all()  # a descent step leads back
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_draw_from_any_log_variance_is_finite_and_one_that_encode_gave_is_not_touched(dtype):
+    model = classifier().to(dtype)
+    mean = torch.zeros(3, 32, dtype=dtype)
+    for value in (-1e4, 178.0, 1e4):
+        logvar = torch.full((3, 32), value, dtype=dtype, requires_grad=True)
+        draw = model.sample_latent(mean, logvar)
+        assert torch.isfinite(draw).all()
+        draw.sum().backward()
+        assert torch.isfinite(logvar.grad).all()
+    assert not torch.isfinite(mean + torch.exp(0.5 * logvar)).any(), "negative control"
+    torch.nn.init.constant_(model.enc_logvar.bias, 90.0)
+    made = model.encode(torch.randint(0, 40, (3, 9)))[1].detach()
+    torch.manual_seed(0)
+    draw = model.sample_latent(mean, made)
+    torch.manual_seed(0)
+    assert torch.equal(draw, mean + torch.exp(0.5 * made) * batch_noise_like(mean))
 
 
 @pytest.mark.parametrize("value", [1e4, -1e4, 90.0, -90.0])
