@@ -108,14 +108,37 @@ class MetricsFile:
         return None
 
     def sync(self) -> OSError | None:
-        """Write what is held and have it on the disk, before a checkpoint that counts on it."""
+        """Write what is held and have it on the disk, before a checkpoint that counts on it; a file that was taken away is put back."""
         error = self.flush()
         if error is None:
             try:
+                if not self._is_in_place():
+                    self._put_back()
                 os.fsync(self._file.fileno())
             except OSError as failure:
                 return failure
         return error
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
+
+    def _put_back(self) -> None:
+        """What was removed is still there for whoever has it open: all its records go into a new file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(self.path, "w+b", buffering=0)
+        try:
+            data, written = self.content(), 0
+            while written < len(data):
+                written += os.pwrite(file.fileno(), data[written:], written)
+        except BaseException:
+            file.close()
+            raise
+        self._file.close()
+        self._file = file
+        self._claim()
 
     def content(self) -> bytes:
         """All records, those that are held included."""

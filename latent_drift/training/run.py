@@ -252,6 +252,8 @@ class TrainingRun:
         if self._folder is None or self._metrics is None:
             return None
         error = self._metrics.sync()
+        if not (self._folder.path / RUN).exists():  # somebody emptied the folder, or there was no room at first
+            self._describe()
         try:
             self._write(self._folder)
         except OSError as failure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,20 @@ def test_a_new_run_that_cannot_be_saved_is_refused_before_its_first_step(start: 
     assert not (tmp_path / "run").exists()  # so that the same command can be given again
     disk.full = False
     assert start(tiny("raccoon", 3)).train(folder(tmp_path / "run")).finished
+
+
+def test_a_folder_that_is_removed_under_the_run_is_there_again_whole(start: Start, tmp_path: Path) -> None:
+    settings, place = tiny("raccoon", checkpoint_every=4), tmp_path / "run"
+    start(settings).train(folder(tmp_path / "whole"))
+
+    def remove(record: Record) -> None:
+        if record["step"] == 9:
+            shutil.rmtree(place)
+
+    end = start(settings, on_step=remove).train(folder(place), stop_after=15)
+    assert end.unsaved is None
+    assert len((place / "metrics.jsonl").read_bytes().splitlines()) == 15
+    assert files(place) == ["checkpoint.pt", "checkpoint.pt.previous", "metrics.jsonl", "run.json"]
+    assert start(settings, place).train(folder(place)).finished
+    assert same(dict(read_checkpoint(place).content), dict(read_checkpoint(tmp_path / "whole").content))
+    assert (place / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
