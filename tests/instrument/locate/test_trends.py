@@ -101,3 +101,58 @@ def test_a_healthy_run_tells_no_trend():
     assert run.events == ()
     losses = [record.loss for record in run.history]
     assert all(later <= earlier for earlier, later in itertools.pairwise(losses))
+
+
+# Where clipping keeps the numbers finite nothing is born: what made the gradients large is still said ----------------------
+
+
+def clipped(lr, gamma=1.0, steps=60):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 30), nn.ReLU(), nn.Linear(30, 1))
+    x = torch.randn(100, 10)
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=gamma)
+    with instrument.stable(profile="train") as run:
+        for _ in range(steps):
+            loss = (net(x) * 20).pow(2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+    return run
+
+
+def test_a_rate_that_grew_without_bound_is_the_first_cause_although_clipping_kept_everything_finite():
+    cause = clipped(1e-3, gamma=1.6).first_cause
+    assert (cause.code, cause.source) == ("NS512", "optimizer.step()")
+    assert "the learning rate grew 1.6 x a step over the last 59 steps" in cause.trend
+
+
+def test_a_constant_rate_that_is_too_large_is_named_at_the_operation_with_the_length_of_its_step():
+    cause = clipped(0.5).first_cause
+    assert (cause.code, cause.source) == ("NS507", "loss = (net(x) * 20).pow(2).mean()")
+    assert "unclipped, a step of the learning rate 0.5 would have been" in cause.message
+    assert "times the parameters' own norm" in cause.message
+
+
+def test_of_a_moderate_rate_no_length_is_said():
+    events = [e for e in clipped(1e-5).events if e.action == "observed"]
+    assert len(events) == 1
+    assert "unclipped" not in events[0].message
+
+
+def test_a_weight_that_grows_is_named_and_not_the_product_that_it_enters():
+    log_weight = nn.Parameter(torch.zeros(2))
+    w = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([log_weight, w], lr=0.5)
+    with instrument.stable(profile="train") as run:
+        for _ in range(60):
+            weight = torch.exp(-log_weight)
+            value = (w * 0.0 - 0.7).sum()
+            loss = weight[0] * value + log_weight[0]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    cause = run.first_cause
+    assert (cause.op, cause.source) == ("exp", "weight = torch.exp(-log_weight)")
+    assert "the largest argument of exp here rose by" in cause.message

@@ -83,3 +83,19 @@ def test_a_rank_is_named_and_a_run_that_was_killed_says_so():
 
 def test_nothing_happened_is_said():
     assert "nothing had to be done in 40 optimizer steps (251 operations were guarded)" in summary_table([], facts(interventions=0), None)
+
+
+@pytest.mark.parametrize("width", [30, 80, None])
+def test_the_first_cause_repeats_all_that_is_known_of_it(width):
+    cause = event(minimum=-2.5, maximum=88.7, dtype="float32", parameters=("enc.weight", "enc.bias"), trend="the loss grew 3 x a step", step=7)
+    text = " ".join(summary_table([cause], facts(), cause, width=width).partition("first cause")[2].split())
+    assert f"{cause.op}, step 7: {cause.message}" in text
+    assert "in [-2.5, 88.7]" in text
+    assert "computed from enc.weight, enc.bias" in text
+    assert "before it, the loss grew 3 x a step" in text
+    assert "remedy: " in text
+
+
+def test_a_trend_that_the_message_tells_is_told_once():
+    cause = event(message="it overflowed; the loss grew 3 x a step", trend="the loss grew 3 x a step")
+    assert summary_table([cause], facts(), cause).partition("first cause")[2].count("the loss grew") == 1
