@@ -16,10 +16,11 @@ from functools import lru_cache
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from instrument.callsite import is_users, user_frame
-from instrument.tensors import is_bad
+from instrument.tensors import is_bad, is_there
 
 MOST_FRAMES = 6
 MOST_NAMES = 2_000  # a notebook's namespace
@@ -87,6 +88,12 @@ def scenes_at_end(error: BaseException | None) -> list[Scene]:
             found.append(_top_level(file, main))
     found = [scene for scene in found if len(scene.names) < MOST_NAMES][:MOST_FRAMES]
     return found if any(_has_bad_loss(scene) for scene in found) else []
+
+
+def ends_in_nan() -> bool:
+    """Whether a single number that the script's top level holds at its end is NaN: a result, not a hole in a table."""
+    held = [x for x in vars(sys.modules["__main__"]).values() if isinstance(x, Tensor) and x.dim() == 0 and x.is_floating_point()]
+    return any(is_there(x) and bool(torch.isnan(x)) for x in held)
 
 
 def _top_level(file: str, namespace: dict[str, Any]) -> Scene:

@@ -22,7 +22,7 @@ from instrument.locate.compiled import Compiled
 from instrument.locate.made_data import MadeData
 from instrument.locate.origin import feeding_parameters
 from instrument.locate.replay import Replays
-from instrument.locate.scene import scenes, scenes_at_end
+from instrument.locate.scene import ends_in_nan, scenes, scenes_at_end
 from instrument.locate.suspects import Located, Suspects
 from instrument.locate.trends import Trend, trend_of
 from instrument.locate.watch import Watch
@@ -204,6 +204,11 @@ class Search:
                     self._name_birth(origin)
                 else:
                     self.replays.remember(left)
+            elif error is None and not self._run.tally.steps and not self._run.backward_calls and ends_in_nan():
+                # Nothing was differentiated (expectation maximisation, a filter), so nothing asked before.
+                origin = self.births.origin()
+                if origin is not None and not origin.weak:
+                    self._name_birth(origin)
 
     def _remember(self) -> None:
         with without_function_modes():
