@@ -22,11 +22,12 @@ from instrument.callsite import is_users
 from instrument.distributed.agreement import AGREEMENT, Verdict
 from instrument.distributed.shards import local_part
 from instrument.guards.base import Function, Spelling, is_compiling, mimic
+from instrument.guards.hand_over import is_foreign
 from instrument.guards.parameter_names import parameter_names
 from instrument.guards.step_snapshot import StepSnapshot
 from instrument.guards.update_risk import HUGE_UPDATE, is_risky, largest_rate
 from instrument.recovery.rates import Lent
-from instrument.runtime import QUIET, RUNTIME, StopReplay, without_function_modes
+from instrument.runtime import QUIET, RUNTIME, StopReplay, function_modes, without_function_modes
 from latent_drift.errors import GiveUpError, NumericalError
 from latent_drift.numerics.finite import dense_values, nonfinite_positions
 from latent_drift.numerics.gradients import (
@@ -74,6 +75,9 @@ def stand_in(raw_step: Function, owner: type) -> Function:
         if not by_user:
             QUIET.add(key)
         try:
+            if function_modes() and is_foreign((), {}):
+                with without_function_modes():  # a mode of the script's own hears of the step, not of what is read to judge it
+                    return _judged_step(self, _heard(run_step), args, kwargs)
             return _judged_step(self, run_step, args, kwargs)
         finally:
             _STEPPING.discard(key)
@@ -81,6 +85,16 @@ def stand_in(raw_step: Function, owner: type) -> Function:
 
     step.hooked = True  # type: ignore[attr-defined]
     return step
+
+
+def _heard(run_step: Function) -> Function:
+    """The step with the modes on that are off around it."""
+
+    def heard(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._EnableTorchFunction():
+            return run_step(*args, **kwargs)
+
+    return heard
 
 
 def _passes_on(optimizer: Optimizer) -> bool:

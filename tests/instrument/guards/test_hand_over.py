@@ -175,3 +175,60 @@ def test_a_submodule_of_torch_imported_inside_the_block_holds_originals_after_it
         monkeypatch.setitem(sys.modules, name, module)
     assert module.exp is original
     assert list(module.TABLE) == [original]
+
+
+class Counting(TorchFunctionMode):
+    """Counts every call by its name."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard = {}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", str(function))
+        self.heard[name] = self.heard.get(name, 0) + 1
+        return function(*args, **(kwargs or {}))
+
+
+def heard_in_training(make):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Softplus(), torch.nn.Linear(8, 3))
+    optimizer = make(net.parameters())
+    x, y = torch.randn(12, 4), torch.randint(0, 3, (12,))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(x), y)
+        loss.backward()
+        return loss
+
+    with Counting() as mode:
+        for _ in range(3):
+            optimizer.step(closure) if make is with_closure else (closure(), optimizer.step())
+    return mode.heard, [p.detach().clone() for p in net.parameters()]
+
+
+def momentum(parameters):
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+def with_closure(parameters):
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def test_a_mode_of_the_scripts_own_hears_of_the_steps_and_not_of_what_is_read_to_judge_them():
+    plain, before = heard_in_training(momentum)
+    with instrument.stable(profile="guard") as run:
+        guarded, after = heard_in_training(momentum)
+    assert plain["add_"] > 0
+    assert plain["__get__"] > 0
+    assert guarded == plain
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert run.tally.steps == 3
+
+
+def test_the_forward_pass_inside_a_closure_is_heard_too():
+    plain, _ = heard_in_training(with_closure)
+    with instrument.stable(profile="guard"):
+        guarded, _ = heard_in_training(with_closure)
+    assert guarded["cross_entropy"] == plain["cross_entropy"] == 3
