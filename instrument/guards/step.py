@@ -495,6 +495,7 @@ def _with_closure(
     """
     if not RUNTIME.run.policy.act:
         return run_step(optimizer, *args, **kwargs), False
+    RUNTIME.run.recovery.buffers.begin()
     if isinstance(optimizer, torch.optim.LBFGS):
         return _checked_update(optimizer, run_step, args, kwargs)
     if type(optimizer).__module__.startswith("torch.optim."):

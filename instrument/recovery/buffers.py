@@ -126,6 +126,11 @@ class KeptBuffers:
         joined = sum(group.flat.nbytes for group in self._small if group.flat is not None)
         return joined + sum(slot.copy.nbytes for slot in self._slots.values() if slot.copy is not None)
 
+    def begin(self) -> None:
+        """A closure is about to run forward passes inside a step: what modules hold that were met since the last look is copied before it."""
+        if self._generation != self._training.generation:
+            self.look(failed=False)
+
     def look(self, *, failed: bool) -> list[tuple[nn.Module, str]]:
         """Put back what has become NaN or Inf, and copy what is good; returns the places that were put back.
 
