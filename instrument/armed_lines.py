@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,20 @@ TIGHTEST = 4  # at a sixteenth of the exponent's range nothing ordinary overflow
 Place = tuple[str, int]
 
 _graph_task = torch._C._current_graph_task_id  # -1 outside backward
+_node = torch._C._current_autograd_node  # type: ignore[attr-defined]  # whose backward is running
+_now: Callable[[], int] = torch._C._autograd._get_sequence_nr  # autograd counts its nodes as forward passes make them
+
+
+def time_of_forward() -> int | None:
+    """None outside of backward; in it, the count of autograd's nodes when those were made whose backward is running.
+
+    A checkpoint runs a forward pass again inside backward and compares the two, so it must do what it did the first time: what has been learnt since,
+    by the loss of this very step or of another pass in it, does not count there.
+    """
+    if _graph_task() == -1:
+        return None
+    node = _node()
+    return _now() if node is None else int(node._sequence_nr())
 
 
 class ArmedLines:
@@ -21,11 +37,9 @@ class ArmedLines:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._armed: set[Place] = set()
+        self._armed: dict[Place, int] = {}  # with the time of it, in autograd's count
         self._fired: dict[Place, None] = {}  # in order
-        self._bounded_at: set[Place] = set()
-        self._tightness = 0
-        self._tightness_in_backward = 0
+        self._tightened: list[int] = []  # the times
         self.exp_bounds = bounds_by_op(policy, tightness=0)
         self.smallest_exp_bound = self.exp_bounds
         self.exp_threshold = thresholds_by_op(self.exp_bounds)
@@ -42,7 +56,6 @@ class ArmedLines:
     def finish_step(self) -> None:
         """What fired counts for its own step alone."""
         self._fired.clear()
-        self._tightness_in_backward = self._tightness
 
     def fired_so_far(self) -> dict[Place, None]:
         """What fired in this step, to be given back to `forget_since`."""
@@ -58,32 +71,27 @@ class ArmedLines:
         if not self._fired:
             return
         new = self.newly_fired()
-        self._tightness = max(1, self._tightness) if new else min(self._tightness + 1, TIGHTEST)
-        self._armed.update(new)
-        self.smallest_exp_bound = bounds_by_op(self._policy, tightness=self._tightness)
+        if len(self._tightened) < TIGHTEST and not (new and self._tightened):
+            self._tightened.append(_now())
+        self._armed.update(dict.fromkeys(new, _now()))
+        self.smallest_exp_bound = bounds_by_op(self._policy, tightness=len(self._tightened))
         self.exp_threshold = thresholds_by_op(self.smallest_exp_bound)
 
     def holds(self, site: Site | None) -> bool:
-        """True if this line made a bad number that spoiled a step before.
-
-        A checkpoint runs the forward pass again inside backward and compares the two: a line that was armed in between, by the loss of this very
-        step, does there what it did the first time.
-        """
+        """True if this line made a bad number that spoiled a step before."""
         if not self._armed or site is None:
             return False
-        place = (site.file, site.line)
-        if _graph_task() != -1:
-            return place in self._bounded_at
-        if place in self._armed:
-            self._bounded_at.add(place)
-            return True
-        return False
+        since = self._armed.get((site.file, site.line))
+        if since is None:
+            return False
+        forward = time_of_forward()
+        return forward is None or since <= forward
 
     @property
     def tightness(self) -> int:
-        """How often what armed lines were bounded at did not suffice. For what a checkpoint does again inside backward it is as it was when the
-        forward pass ran: this step's loss has tightened it since."""
-        return self._tightness if _graph_task() == -1 else self._tightness_in_backward
+        """How often what armed lines were bounded at did not suffice."""
+        forward = time_of_forward()
+        return len(self._tightened) if forward is None else sum(since <= forward for since in self._tightened)
 
     @property
     def share(self) -> float:

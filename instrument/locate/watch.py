@@ -25,6 +25,7 @@ import torch.utils.data
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from instrument.armed_lines import time_of_forward
 from instrument.callsite import module_path
 from instrument.events import Site
 from instrument.guards.base import is_compiling
@@ -90,7 +91,6 @@ def is_loading() -> bool:
     return False
 
 
-_graph_task = torch._C._current_graph_task_id  # -1 outside backward
 _is_packing = torch._C._autograd._top_saved_tensors_default_hooks  # None where what autograd saves lies there as it is
 
 
@@ -115,7 +115,7 @@ class Watching(TorchFunctionMode):
         """The number of the first of autograd's nodes that this mode sees made."""
         self.done = False
         self.mending = False
-        self._mended_at: set[tuple[str, int]] = set()
+        self.mending_since = 0
         self._comes_again = False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -183,7 +183,7 @@ class Watching(TorchFunctionMode):
         if not bad and result.grad_fn is None:
             return result
         site = run.site()
-        if site is None or not run.armed.holds(site) or not self._mends_at(site):
+        if site is None or not run.armed.holds(site) or not self._mends_now():
             return result
         if bad:
             result = self._without_bad_columns(run, function, name, site, result, args, kwargs)
@@ -208,13 +208,11 @@ class Watching(TorchFunctionMode):
                     node.register_hook(self._keep_finite(name, site))
         return result
 
-    def _mends_at(self, site: Site) -> bool:
-        """Whether this line is mended now. Inside backward a checkpoint does again what the forward pass did, and compares: where this mode only
-        watched then, it does not begin to mend."""
-        place = (site.file, site.line)
-        if _graph_task() != -1:
-            return place in self._mended_at
-        self._mended_at.add(place)
+    def _mends_now(self) -> bool:
+        """Whether what runs is mended: what a checkpoint does again inside backward, only where it was mended the first time."""
+        forward = time_of_forward()
+        if forward is not None:
+            return self.mending_since <= forward
         self._comes_again = self._comes_again or not torch.is_grad_enabled() or _is_packing(True) is not None
         return True
 
@@ -228,7 +226,7 @@ class Watching(TorchFunctionMode):
         if not is_plain(found) or not found.numel():
             return result
         site = run.site()
-        if site is None or not run.armed.holds(site) or not self._mends_at(site):
+        if site is None or not run.armed.holds(site) or not self._mends_now():
             return result
         for node in nodes(result):
             if node not in self._hooked:
@@ -465,6 +463,7 @@ class Watch:
             self.steps += self._step_began
             self._mode.forget_step()
             self._mode.mending = mend
+            self._mode.mending_since = torch._C._autograd._get_sequence_nr()
             self._mode.done = not mend
             self.settle()
 

@@ -74,6 +74,24 @@ def test_the_same_inside_a_closure(fault):
     assert all(torch.isfinite(p).all() for p in blocks.parameters())
 
 
+@pytest.mark.parametrize("fault", ["product", "division", "log"])
+def test_two_passes_of_one_step_of_which_the_first_taught_something(fault):
+    torch.manual_seed(0)
+    block = Block(FAULTS[fault])
+    optimizer = torch.optim.SGD(block.parameters(), 1e-2)
+    with instrument.stable():
+        for step in range(12):
+            bad = step in (2, 6, 7)
+            first = checkpoint(block, torch.randn(8, 4), bad, use_reentrant=False)
+            loss = nn.functional.binary_cross_entropy_with_logits(first, torch.ones(8, 4))  # this guard blames what went in at once
+            second = checkpoint(block, torch.randn(8, 4), bad, use_reentrant=False).pow(2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            second.backward()
+            optimizer.step()
+    assert all(torch.isfinite(p).all() for p in block.parameters())
+
+
 def _saved_by(function, x):
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
