@@ -54,6 +54,8 @@ def judging(original: Function, spelling: Spelling, judge: Judge, compiled: Func
     the script's, and so is the update of an optimizer that the script itself defines: a fault in it has a line of its own.
     """
 
+    op = spelling.op
+
     @mimic(original, spelling)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         if is_traced():
@@ -63,17 +65,10 @@ def judging(original: Function, spelling: Spelling, judge: Judge, compiled: Func
         if is_handled(args) or (kwargs and is_handled((*kwargs.values(),))):
             if is_foreign(args, kwargs):
                 return call_on(guarded, original, args, kwargs)
-            with _Passing(spelling.op) as passing:
-                out = original(*args, **kwargs)
-            if passing.judged is out:
-                return out  # torch named a stand-in of the operation to the handler, which called it
-            with without_function_modes():
-                return judge(out, args, kwargs)
-        if not _passing:
-            return judge(original(*args, **kwargs), args, kwargs)
+            return _judged_once(original, op, judge, args, kwargs)
         out = judge(original(*args, **kwargs), args, kwargs)
-        for passing in _passing:
-            passing.meet(spelling.op, out)
+        if _passing:
+            _meet(op, out)
         return out
 
     return guarded
@@ -82,11 +77,11 @@ def judging(original: Function, spelling: Spelling, judge: Judge, compiled: Func
 class _Passing:
     """A call of an operation that is on its way through a handler of torch's or ours, and what a stand-in that was called on that way judged."""
 
-    __slots__ = ("_op", "_thread", "judged")
+    __slots__ = ("judged", "op", "thread")
 
     def __init__(self, op: str) -> None:
-        self._op = op
-        self._thread = get_ident()
+        self.op = op
+        self.thread = get_ident()
         self.judged: Any = _NOTHING
 
     def __enter__(self) -> _Passing:
@@ -96,11 +91,24 @@ class _Passing:
     def __exit__(self, *error: object) -> None:
         _passing.remove(self)
 
-    def meet(self, op: str, result: Any) -> None:
-        """A stand-in of `op` has judged this result."""
-        if op == self._op and self._thread == get_ident():
-            self.judged = result
-
 
 _NOTHING = object()
 _passing: list[_Passing] = []
+
+
+def _judged_once(original: Function, op: str, judge: Judge, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The call through a handler: torch names a stand-in of the operation to it, which it calls, and which judges."""
+    with _Passing(op) as passing:
+        out = original(*args, **kwargs)
+    if passing.judged is out:
+        return out
+    with without_function_modes():
+        return judge(out, args, kwargs)
+
+
+def _meet(op: str, result: Any) -> None:
+    """A stand-in of `op` has judged this result: whoever waits for it knows."""
+    thread = get_ident()
+    for passing in _passing:
+        if passing.op == op and passing.thread == thread:
+            passing.judged = result
