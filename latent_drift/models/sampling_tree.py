@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from array import array
 from itertools import pairwise
 from typing import Final
@@ -10,6 +11,8 @@ from typing import Final
 import numpy as np
 
 _LOG2_E: Final = 1.0 / math.log(2.0)
+
+_LARGEST: Final = sys.float_info.max  # a score of 1.3e308 is finite, its power of two is not; beyond 1.24e308 all count as that
 
 _RANGE: Final = 400
 """Weights are held relative to a power of two that none exceeds by a factor above 2**400: times any number of leaves that is finite."""
@@ -98,7 +101,7 @@ class SamplingTree:
         return leaves
 
     def _weight(self, score: float) -> float:
-        power = score * _LOG2_E
+        power = _power(score)
         whole = math.floor(power)
         if whole - self._exponent > _RANGE:
             self._beyond = True
@@ -114,7 +117,7 @@ class SamplingTree:
             self._sum_changed()
 
     def _weigh_again(self) -> None:
-        self._exponent = math.floor(max(self._scores) * _LOG2_E)
+        self._exponent = math.floor(_power(max(self._scores)))
         self._beyond = False
         leaves = self._levels[0]
         for leaf, score in enumerate(self._scores):
@@ -137,3 +140,8 @@ class SamplingTree:
                 nodes = {node >> 2 for node in nodes}
         self._changed.clear()
         self._all_changed = False
+
+
+def _power(score: float) -> float:
+    """The power of two that exp(score) is, as a finite number."""
+    return min(max(score * _LOG2_E, -_LARGEST), _LARGEST)

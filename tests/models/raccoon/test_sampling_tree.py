@@ -1,4 +1,5 @@
 import math
+import sys
 
 import pytest
 import torch
@@ -65,3 +66,14 @@ def test_no_draw_falls_on_a_leaf_without_weight():
     tree = tree_of([-1e5] * 40 + [0.0, 0.1, 0.2] + [-1e5] * 40)
     largest = [math.nextafter(1.0, 0.0)] * 3 + [0.0]
     assert set(tree.draw(largest + [i / 1000 for i in range(1000)])) == {40, 41, 42}
+
+
+@pytest.mark.parametrize("scores", [[1.7e308, 0.0, -1.7e308], [-1.7e308, -1.7e308, -1.1e308], [5e-324, -1.7e308, -1e300]])
+def test_the_largest_finite_scores_are_weighed(scores):
+    best = max(range(3), key=scores.__getitem__)
+    tree = tree_of(scores)
+    assert set(tree.draw([0.0, 0.5, 0.999])) == {best}
+    tree.set_score(best, 0.0)
+    tree.set_score((best + 1) % 3, -sys.float_info.max)
+    tree.set_score((best + 2) % 3, -1e9)
+    assert set(tree.draw([0.0, 0.5, 0.999])) == {best}
