@@ -254,3 +254,24 @@ def test_a_forked_worker_tells_what_it_made_bad():
     births.close()
     assert births.origin_of(torch.tensor([math.nan])) is None
     assert not births._file.exists()
+
+
+def converted(x):
+    return x.half().float() + x.to(torch.float16).to(x.dtype) + x.type(torch.float64).to(torch.float32) + x.to("cpu").to(x)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_conversions_compile_trace_and_vectorise_as_before(backend):
+    x = torch.randn(4, 3) * 1e3
+    expected = converted(x)
+    with instrument.stable(profile="guard") as run:
+        torch.compiler.reset()
+        assert torch.equal(torch.compile(converted, backend=backend, fullgraph=True)(x), expected)
+        assert torch.equal(torch.jit.trace(converted, (x,))(x), expected)
+        assert torch.equal(torch.fx.symbolic_trace(converted)(x), expected)
+        assert torch.equal(torch.func.vmap(converted)(x), expected)
+        assert nn.Linear(3, 3).half().to(torch.float32).double().weight.dtype is torch.float64
+        assert torch.tensor([1.0, 7e4]).to_sparse().to(torch.float16).dtype is torch.float16
+    torch.compiler.reset()
+    assert not run.events
