@@ -331,7 +331,7 @@ def _judged_tree(run: Run, gradients: Any) -> Any:
     with without_function_modes():
         norm = run.history.norm = global_norm([g.detach() for g in plain])
         if not math.isfinite(norm):
-            run.search.blame()
+            run.search.blame(loss_is_seen=False)
             acts = run.policy.act
             bad = next((g for g in plain if not is_finite(g)), plain[0])
             said = "; those elements were set to 0" if acts else ""

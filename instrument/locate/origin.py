@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from instrument.callsite import is_ours, is_users, user_frame
+from instrument.runtime import is_plain
 
 ROWS_NAMED = 5
 MOST_FRAMES = 8
@@ -46,11 +47,9 @@ def _values(frame: FrameType) -> Iterable[tuple[str, Any]]:
 
 def _is_same(value: Any, x: Tensor) -> bool:
     return value is x or (
-        isinstance(value, Tensor)
-        and type(value) in (Tensor, nn.Parameter)
+        is_plain(value)  # what a transform wraps has no memory of its own
+        and is_plain(x)
         and value.shape == x.shape
-        and value.layout is torch.strided
-        and x.layout is torch.strided
         and value.data_ptr() == x.data_ptr()
         and value.stride() == x.stride()
     )

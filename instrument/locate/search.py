@@ -111,13 +111,14 @@ class Search:
         """Whether this step's loss or gradient is known not to be finite."""
         return self._blamed
 
-    def blame(self, roots: Sequence[Any] = ()) -> None:
+    def blame(self, roots: Sequence[Any] = (), *, loss_is_seen: bool = True) -> None:
         """This step's loss or gradient is not finite: name the first place that made a bad number, and guard such places more tightly from now on.
 
         If none is known, the graph behind `roots` is read, and the next steps are watched operation by operation, within the config's budget.
 
         Args:
             roots: the non-finite loss, or what goes into one. Without them the loss was finite and its gradient is not.
+            loss_is_seen: False where only the gradient is: a function of torch.func gives no loss.
         """
         run = self._run
         if not self._blamed:
@@ -132,7 +133,7 @@ class Search:
         self._trend = self._trend or trend_of(run.history.leading_here())
         self._failed_line = run.site()
         fired = run.armed.newly_fired()
-        origin = self.births.origin(loss_is_finite=not roots)
+        origin = self.births.origin(loss_is_finite=loss_is_seen and not roots)
         # Infinite data may be a mask; the graph knows whether something else was made in it.
         unexplained = (origin is None and not fired) or (origin is not None and origin.weak)
         located = self.suspects.look(roots, run.tally.steps, run.site()) if unexplained else None

@@ -104,3 +104,21 @@ def test_a_module_that_is_called_inside_a_transform_is_not_replayed_outside_of_i
             parameters = {name: parameters[name] - 0.01 * gradients[name] for name in parameters}
     assert all(torch.isfinite(p).all() for p in parameters.values())
     assert run.first_cause.source == "return torch.log(1 + torch.exp(functional_call(net, parameters, (x,)))).mean()"
+
+
+def test_data_with_a_hole_is_named_inside_a_transform_whose_wrappers_have_no_memory():
+    """What the running frames hold inside `grad` are wrappers: asking one where its numbers lie raises."""
+    data = torch.ones(5, 3)
+    data[2, 1] = float("nan")
+    parameters = {"w": torch.ones(3)}
+
+    def loss(parameters, x):
+        shifted = parameters["w"] * 2.0
+        return (x @ shifted).mean()
+
+    with pytest.raises(RuntimeError, match="storage"):  # negative control
+        grad(lambda p: p["w"].sum() * float(p["w"].data_ptr() >= 0))(parameters)
+    with instrument.stable(profile="observe") as run:
+        for _ in range(4):
+            grad(loss)(parameters, data)
+    assert "NS803" in {e.code for e in run.events}
