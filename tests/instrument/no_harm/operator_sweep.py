@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
@@ -112,18 +113,19 @@ def compare(all_cases: list[Case], current: Current, profile: str = "guard") -> 
     figures = Figures()
     plain = [evaluate(lambda args, case=case: case.call(case.function, args), case.args, order=case.order) for case in all_cases]
     reaching = set()
-    failed = False
-    with instrument.stable(profile=profile) as run:
+    with contextlib.ExitStack() as block:
+        run = block.enter_context(instrument.stable(profile=profile))
         for case, before in zip(all_cases, plain, strict=True):
             events = len(run.events)
             with watching() as reached:
                 after = evaluate(lambda args, case=case: case.call(current(case.function), args), case.args, order=case.order)
             if reached.operations:
                 reaching.add(case.entry)
-            # Where the sample before was not finite, its line may be named only now: the guards looked into it while this one went well.
-            raised = [str(e) for e in run.events[events:] if not failed or e.action != "observed"]
-            figures += _judged(case, before, after, raised, reached=reached.count > 0)
-            failed = before.finite_levels < len(before.levels)
+            figures += _judged(case, before, after, [str(e) for e in run.events[events:]], reached=reached.count > 0)
+            if before.finite_levels < len(before.levels):
+                # It failed, all calls come from one line, and that is looked into and guarded more tightly from now on: the next is another script.
+                block.close()
+                run = block.enter_context(instrument.stable(profile=profile))
     figures.entries = len({case.entry for case in all_cases})
     figures.reaching += sorted(reaching)
     return figures
