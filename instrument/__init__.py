@@ -5,11 +5,13 @@ with instrument.stable() as run:
     legacy_main()
 print(run.summary())
 
-Names are loaded when they are first used: the pytest plugin is imported by every pytest in the environment, and torch shall not be.
+Names are loaded when they are first used: the pytest plugin is imported by every pytest in the environment, and torch shall not be. Where torch is
+there already they are loaded at once, so that nothing is imported in the middle of a script (torch's own modules gain names by being imported).
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -44,3 +46,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if "torch" in sys.modules:
+    import_module("instrument.session")

@@ -1,6 +1,8 @@
 """The ways to open a block."""
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -126,3 +128,19 @@ def test_the_toolbox_follows_the_innermost_pin():
             assert active() is inner.config
         assert active() is outer.config
     assert active() == outside
+
+
+@pytest.mark.parametrize("order", ["import torch\nimport instrument\n", "import torch\nfrom instrument import stable\nimport instrument\n"])
+def test_the_first_block_of_a_process_leaves_torchs_names_as_they_were(order):
+    ask = order + (
+        "places = [torch, torch.Tensor, torch.nn.functional, torch.special, torch.linalg, torch.autograd, torch.optim.Optimizer, torch.optim.Adam]\n"
+        "before = [dict(vars(place)) for place in places]\n"
+        "with instrument.stable():\n"
+        "    p = torch.nn.Parameter(torch.ones(2)); o = torch.optim.Adam([p]); p.exp().sum().backward(); o.step()\n"
+        "for place, names in zip(places, before):\n"
+        "    now = dict(vars(place))\n"
+        "    assert now.keys() == names.keys(), (place, now.keys() ^ names.keys())\n"
+        "    assert all(now[k] is names[k] for k in names), place\n"
+    )
+    result = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=250)
+    assert result.returncode == 0, result.stderr
