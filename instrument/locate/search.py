@@ -205,10 +205,10 @@ class Search:
                     self._name_birth(origin)
                 else:
                     self.replays.remember(left)
-            elif error is None and not self._run.tally.steps and not self._run.backward_calls and ends_in_nan():
+            elif error is None and not self._run.tally.steps and not self._run.backward_calls:
                 # Nothing was differentiated (expectation maximisation, a filter), so nothing asked before.
                 origin = self.births.origin()
-                if origin is not None and not origin.weak:
+                if origin is not None and not origin.weak and ends_in_nan(origin.site.file):
                     self._name_birth(origin)
 
     def _remember(self) -> None:
