@@ -18,7 +18,7 @@ from instrument.guards.loading import loaded_at, loaded_buffer
 from instrument.guards.parameter_names import parameter_names
 from instrument.locate.births import Birth
 from instrument.locate.data_origin import DataOrigin, data_origin
-from instrument.locate.origin import kinds, running_modules, spread, variable_name
+from instrument.locate.origin import kinds, running_modules, spread, undetached, variable_name
 from instrument.tensors import is_bad
 
 if TYPE_CHECKING:
@@ -38,10 +38,22 @@ class CameIn:
     """Infinities that come in as data may be a mask."""
 
 
+def _is_parameter(x: Tensor) -> bool:
+    return isinstance(x, nn.Parameter) or (x.is_leaf and x.requires_grad)
+
+
+def still_graphed(run: Run | None, x: Tensor) -> Tensor | None:
+    """`x`, or a variable that holds its very numbers, if the graph that made them is alive: that knows more than that they came in. None for a
+    parameter, and for data of which it is known what made it bad."""
+    if _is_parameter(x) or (run is not None and run.search.made.origin_of(x) is not None):
+        return None
+    return x if x.grad_fn is not None else undetached(x)
+
+
 def came_in(run: Run | None, x: Tensor) -> CameIn:
     """Tell what this bad tensor is."""
     shape = tuple(x.shape)
-    if isinstance(x, nn.Parameter) or (x.is_leaf and x.requires_grad):
+    if _is_parameter(x):
         site = loaded_at(x)
         loaded = "" if site is None else ", as it was loaded"
         return CameIn("NS804", f"the parameter {parameter_names([x])[0]} of shape {shape} holds {kinds(x)} {spread(x)}{loaded}", site)

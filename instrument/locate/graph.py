@@ -17,8 +17,8 @@ from torch import Tensor
 
 from instrument.events import Site
 from instrument.guards.parameter_names import parameter_names
-from instrument.locate.came_in import came_in
-from instrument.locate.origin import bad_data, feeding_parameters, kinds, spread, undetached
+from instrument.locate.came_in import came_in, still_graphed
+from instrument.locate.origin import bad_data, feeding_parameters, kinds, spread
 from instrument.runtime import RUNTIME, without_function_modes
 from instrument.tensors import is_bad, is_there
 from latent_drift.numerics.finite import summarise
@@ -284,15 +284,14 @@ class _Reading:
         return node in self._came_in and not bool(torch.isnan(self._bad_values[node]).any())
 
     def _outsider(self, node: Any, x: Tensor, step: int) -> Suspect:
-        is_parameter = x.is_leaf and x.requires_grad
-        if not is_parameter and self._graphs > 1 and not (RUNTIME.active and RUNTIME.run.search.made.origin_of(x) is not None):
-            source = undetached(x)
-            behind = suspect_behind([source], step, self._graphs - 1) if source is not None else None
-            if behind is not None:
-                return behind
-        came = came_in(RUNTIME.run if RUNTIME.active else None, x)
+        run = RUNTIME.run if RUNTIME.active else None
+        source = still_graphed(run, x) if self._graphs > 1 else None
+        behind = suspect_behind([source], step, self._graphs - 1) if source is not None else None
+        if behind is not None:
+            return behind
+        came = came_in(run, x)
         suspect = self._named(node, came.code, came.message, step, x)
-        return replace(suspect, op=came.op or suspect.op, site=came.site, facts={**(came.facts or suspect.facts)})
+        return replace(suspect, op=came.op or suspect.op, site=came.site, facts=dict(came.facts or suspect.facts))
 
     def _made(self, node: Any, step: int) -> Suspect:
         """A bad result of what is not known to be bad. Of the nodes before it that saved nothing to judge by, the first that computes is the

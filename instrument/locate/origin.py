@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from types import FrameType
 from typing import Any
 
@@ -14,7 +15,7 @@ from instrument.runtime import is_plain
 
 ROWS_NAMED = 5
 MOST_FRAMES = 8
-MOST_NAMES = 400  # of one frame: a notebook's namespace is large
+MOST_NAMES = 400  # of one frame, of which only tensors are looked at
 _LOOK_AT = 200  # values of one frame that are searched for a tensor: a notebook's namespace is large
 
 
@@ -55,70 +56,60 @@ def _is_same(value: Any, x: Tensor) -> bool:
     )
 
 
-def variable_name(x: Tensor) -> str | None:
-    """What the running frames of the script call this tensor: `x`, `batch['image']`, `data[0]`, `self.mask`; None if none of them holds it."""
+def _frames() -> Iterator[FrameType]:
+    """The running frames, from the script's innermost outwards."""
     frame = user_frame()
     while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _looked_at(frame: FrameType) -> Iterable[tuple[str, Any]]:
+    return islice(_values(frame), _LOOK_AT + 1)
+
+
+def variable_name(x: Tensor) -> str | None:
+    """What the running frames of the script call this tensor: `x`, `batch['image']`, `data[0]`, `self.mask`; None if none of them holds it."""
+    for frame in _frames():
         if not is_ours(frame.f_code.co_filename):
-            for index, (label, value) in enumerate(_values(frame)):
-                if index > _LOOK_AT:
-                    break
+            for label, value in _looked_at(frame):
                 found = _within(label, value, x)
                 if found is not None:
                     return found
-        frame = frame.f_back
     return None
 
 
 def undetached(x: Tensor) -> Tensor | None:
     """A variable of the script's frames that holds the very numbers of `x`, which has no graph, and still has the graph that made them: what a
     generator gave, where `x` is what its discriminator was shown (`fake.detach()`)."""
-    frame = user_frame()
-    while frame is not None:
-        for index, (_, value) in enumerate(_values(frame)):
-            if index > _LOOK_AT:
-                break
-            if isinstance(value, Tensor) and value is not x and value.grad_fn is not None and _is_same(value, x):
-                return value
-        frame = frame.f_back
-    return None
+    held = (value for frame in _frames() for _, value in _looked_at(frame) if isinstance(value, Tensor))
+    return next((value for value in held if value is not x and value.grad_fn is not None and _is_same(value, x)), None)
 
 
 def named_tensors() -> Iterator[tuple[str, Tensor, FrameType]]:
     """The tensors that the names of the running functions and of the top level hold, each with the frame that it is a name of."""
-    frame = user_frame()
-    looked_at = 0
-    while frame is not None and looked_at < MOST_FRAMES:
-        if is_users(frame.f_code.co_filename):
-            looked_at += 1
-            for name, value in list(frame.f_locals.items())[:MOST_NAMES]:
-                if isinstance(value, Tensor):
-                    yield name, value, frame
-        frame = frame.f_back
+    for frame in islice((f for f in _frames() if is_users(f.f_code.co_filename)), MOST_FRAMES):
+        for name, value in list(frame.f_locals.items())[:MOST_NAMES]:
+            if isinstance(value, Tensor):
+                yield name, value, frame
 
 
 def running_modules() -> Iterator[nn.Module]:
     """The modules that names of the running frames hold, each with those inside it."""
-    frame = user_frame()
-    while frame is not None:
+    for frame in _frames():
         for value in list(frame.f_locals.values())[:_LOOK_AT]:
             if isinstance(value, nn.Module):
                 yield from value.modules()
-        frame = frame.f_back
 
 
 def bad_data(like: Tensor) -> tuple[str, Tensor] | None:
     """A variable of the script's frames that is data with a hole, whole or in the rows of `like`: it has no graph and ends in the same shape."""
-    frame = user_frame()
-    while frame is not None:
-        for index, (label, value) in enumerate(_values(frame)):
-            if index > _LOOK_AT:
-                break
+    for frame in _frames():
+        for label, value in _looked_at(frame):
             if type(value) is Tensor and value.is_floating_point() and not value.requires_grad and value.grad_fn is None and value.numel():
                 fits = value.shape == like.shape or (value.dim() and like.dim() and value.shape[1:] == like.shape[1:])
                 if fits and value.device == like.device and not bool(torch.isfinite(value).all()):
                     return label, value
-        frame = frame.f_back
     return None
 
 

@@ -82,7 +82,7 @@ class Replays:
                     found = _again(run, scene, innermost=scene is scenes[0])
                     if found is not None:
                         return found
-        except Exception:
+        except Exception:  # of statements that are run once more for our sake: the script's own run of them is over
             _LOG.debug("a forward pass could not be done once more", exc_info=True)
             return None
         return next(filter(None, map(_by_names, scenes)), None)

@@ -31,9 +31,10 @@ from instrument.events import Site
 from instrument.guards.base import is_compiling
 from instrument.guards.step import _STEPPING
 from instrument.interception import Replacement, replace_attribute, restore
+from instrument.locate.came_in import still_graphed
 from instrument.locate.graph import Place
 from instrument.locate.open_mode import OpenMode
-from instrument.locate.origin import kinds, spread, undetached
+from instrument.locate.origin import kinds, spread
 from instrument.locate.transforms import bare, is_transformed, nodes
 from instrument.locate.trends import Growth, recurrence
 from instrument.runtime import QUIET, is_plain, is_readable
@@ -296,8 +297,7 @@ class Watching(TorchFunctionMode):
     def _came_in(self, run: Run, name: str, x: Tensor) -> None:
         """A bad tensor that no operation seen so far made of others: data, or a parameter."""
         self._met[id(x)] = x
-        is_parameter = isinstance(x, nn.Parameter) or (x.is_leaf and x.requires_grad)
-        source = None if is_parameter or run.search.made.origin_of(x) is not None else x if x.grad_fn is not None else undetached(x)
+        source = still_graphed(run, x)
         if source is not None:
             self._from_before.add(id(x))
             run.search.look_behind(source)  # made before this mode was on: its graph knows more than that it came in
@@ -385,11 +385,11 @@ def _tapped(mode: Watching) -> list[Replacement]:
     run_engine = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
 
     @functools.wraps(run_engine)
-    def run_engine_again(*args: Any, **kwargs: Any) -> Any:
+    def run_engine_with_mode(*args: Any, **kwargs: Any) -> Any:
         with mode.in_engine():
             return run_engine(*args, **kwargs)
 
-    return [*taps, replace_attribute(torch.autograd, "_engine_run_backward", run_engine_again)]
+    return [*taps, replace_attribute(torch.autograd, "_engine_run_backward", run_engine_with_mode)]
 
 
 class Watch:

@@ -16,7 +16,8 @@ from instrument.events import Action
 from instrument.guards.epsilon import RaisedEps
 from instrument.recovery.buffers import KeptBuffers
 from instrument.recovery.counters import Counters
-from instrument.recovery.hand_copies import HandCopies, HandWritten
+from instrument.recovery.hand_copies import HandCopies
+from instrument.recovery.hand_written import HandWritten
 from instrument.recovery.loss_scale import Scales
 from instrument.recovery.rates import Lent, Rates, Unusable
 from instrument.recovery.rollback import MIB, Rollback

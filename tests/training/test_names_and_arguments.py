@@ -156,10 +156,20 @@ def test_a_value_of_the_kind_is_taken(text: str) -> None:
 
 @pytest.mark.parametrize("catalogue", [optimizers.catalogue, schedules.catalogue])
 def test_every_default_is_a_value_that_may_be_given(catalogue: Any) -> None:
-    for name, kind in catalogue().items():
-        given = {key: p.default for key, p in inspect.signature(kind).parameters.items() if p.default is not p.empty}
-        supplied = [key for key, p in inspect.signature(kind).parameters.items() if p.default is p.empty]
-        require_fit(name, "--opt", kind, given, supplied)
+    def is_refused(name: str, kind: Any, **other: Any) -> bool:
+        parameters = inspect.signature(kind).parameters
+        given = {key: p.default for key, p in parameters.items() if p.default is not p.empty}
+        supplied = [key for key, p in parameters.items() if p.default is p.empty]
+        try:
+            require_fit(name, "--opt", kind, given | other, supplied)
+        except UsageError:
+            return True
+        return False
+
+    kinds = catalogue()
+    assert len(kinds) > 5
+    assert [name for name, kind in kinds.items() if is_refused(name, kind)] == []
+    assert all(is_refused(name, kind, no_such_argument=1) for name, kind in kinds.items()), "negative control"
 
 
 def test_schedules_are_laid_out_over_the_run_where_they_have_a_length() -> None:
