@@ -37,6 +37,7 @@ from instrument.locate.open_mode import OpenMode
 from instrument.locate.origin import kinds, spread
 from instrument.locate.transforms import bare, is_transformed, nodes
 from instrument.locate.trends import Growth, recurrence
+from instrument.locate.unwritten import HANDS_OUT, Unwritten, is_written, what_is_read
 from instrument.runtime import QUIET, is_plain, is_readable
 from instrument.tensors import is_bad, tensors_in
 from latent_drift.numerics.finite import largest_magnitude
@@ -92,6 +93,19 @@ def is_loading() -> bool:
     return False
 
 
+_PASSED_THROUGH = (__name__, "torch.utils._contextlib", "torch._ops", "torch.overrides", "contextlib")
+
+
+def _moves_shards() -> bool:
+    """Whether torch's sharding makes this call, gathering or giving back the parts of a parameter: views of memory that nothing was written to yet,
+    and parameters only once they are whole."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__") in _PASSED_THROUGH:
+        frame = frame.f_back
+    name = str(frame.f_globals.get("__name__", ""))
+    return name.startswith("torch.distributed.") and not name.startswith("torch.distributed.tensor")
+
+
 _is_packing = torch._C._autograd._top_saved_tensors_default_hooks  # None where what autograd saves lies there as it is
 
 
@@ -114,6 +128,7 @@ class Watching(TorchFunctionMode):
         """The largest magnitude of each finite result of this step, in order of the calls, by line and operation."""
         self.since: int = torch._C._autograd._get_sequence_nr()
         """The number of the first of autograd's nodes that this mode sees made."""
+        self._unwritten = Unwritten()
         self.done = False
         self.mending = False
         self.mending_since = 0
@@ -128,13 +143,19 @@ class Watching(TorchFunctionMode):
     def watched(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call, and look at what went in and what came out."""
         run = self._run()
-        if self.done or run is None or name in _COPYING or (_STEPPING and _is_bookkeeping()):
+        if self.done or run is None or name in _COPYING or (_STEPPING and _is_bookkeeping()) or _moves_shards():
             return function(*args, **kwargs)
+        if name in HANDS_OUT:
+            result = function(*args, **kwargs)
+            self._unwritten.hand_out(result, run.site())
+            return result
         if self.mending:
             return self._mended(run, function, name, function(*args, **kwargs), args, kwargs)
-        before = [x for x in map(bare, tensors_in((args, kwargs))) if is_bad(x)]
+        before = [x for x in map(bare, tensors_in(what_is_read(name, args, kwargs))) if is_bad(x)]
         nan_before = any(bool(torch.isnan(x.detach()).any()) for x in before)
         result = function(*args, **kwargs)
+        if self._unwritten.is_view(name, result, args, kwargs):
+            return result
         self._follow_data(run, before, args, kwargs, result)
         loading = bool(before) and is_loading()
         for given in tensors_in(result):
@@ -186,15 +207,17 @@ class Watching(TorchFunctionMode):
         site = run.site()
         if site is None or not run.armed.holds(site) or not self._mends_now():
             return result
+        if bad and self._unwritten.is_view(name, result, args, kwargs):
+            return result
         if bad:
             result = self._without_bad_columns(run, function, name, site, result, args, kwargs)
         elif not result.is_complex() and largest_magnitude(result).item() > run.armed.limit(result.dtype):
-            result = self._held(run, name, site, result, args)
+            result = self._held(run, name, site, result, args, kwargs)
         if is_bad(result):
             came_in = any(is_bad(x) for x in tensors_in((args, kwargs)))
             code, why = ("NS803", "what went in is not finite") if came_in else ("NS805", f"the result of {name} is not finite")
             run.note(code, "bounded", name, site=site, x=result, message=f"{why}; the result was bounded, without gradient there", fired=True)
-            in_place = _is_written(name, result, args)
+            in_place = is_written(name, result, args, kwargs)
             if result.is_complex():  # an infinite complex number has no direction to keep
                 finite, nothing = torch.isfinite(result), torch.zeros((), dtype=result.dtype)
                 result = result.copy_(torch.where(finite, result, nothing)) if in_place else torch.where(finite, result, nothing)
@@ -240,12 +263,12 @@ class Watching(TorchFunctionMode):
         ceiling = run.armed.ceiling(found.dtype)
         return result.nan_to_num(nan=0.0, posinf=ceiling, neginf=-ceiling).clamp(-ceiling, ceiling)
 
-    def _held(self, run: Run, name: str, site: Any, result: Tensor, args: tuple[Any, ...]) -> Tensor:
+    def _held(self, run: Run, name: str, site: Any, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """A result that is finite but beyond what is left alone at such a line: what follows it would overflow."""
         ceiling = run.armed.limit(result.dtype)
         message = f"the result of {name} is beyond {ceiling:.3g}, and this line overflowed before; it was bounded, without gradient there"
         run.note("NS805", "bounded", name, site=site, x=result, message=message, fired=True)
-        return result.clamp_(-ceiling, ceiling) if _is_written(name, result, args) else result.clamp(-ceiling, ceiling)
+        return result.clamp_(-ceiling, ceiling) if is_written(name, result, args, kwargs) else result.clamp(-ceiling, ceiling)
 
     def _without_bad_columns(
         self, run: Run, function: Any, name: str, site: Any, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -298,7 +321,11 @@ class Watching(TorchFunctionMode):
         """A bad tensor that no operation seen so far made of others: data, or a parameter."""
         self._met[id(x)] = x
         source = still_graphed(run, x)
-        if source is not None:
+        handed_out = self._unwritten.site_of(x)
+        if handed_out is not None:
+            message = f"{name} reads memory of shape {tuple(x.shape)} that this line asked for and nothing was written to: it holds {kinds(x)}"
+            run.search.born("NS803", "empty", message=message, x=x, site=handed_out)
+        elif source is not None:
             self._from_before.add(id(x))
             run.search.look_behind(source)  # made before this mode was on: its graph knows more than that it came in
         else:
@@ -343,12 +370,7 @@ class Watching(TorchFunctionMode):
         self.earlier_places, self.places = self.places, {}
         self.entered.clear()
         self.sizes.clear()
-
-
-def _is_written(name: str, result: Tensor, args: tuple[Any, ...]) -> bool:
-    """Whether an operation wrote its result into an argument. Others may return an argument as it is: `flatten` of a matrix, `contiguous`, `to`."""
-    in_place = name.startswith("__i") or (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
-    return in_place and any(result is x for x in args)
+        self._unwritten.forget()
 
 
 def _names_infinity(given: Any) -> bool:

@@ -26,11 +26,11 @@ from latent_drift.stability import (
 from latent_drift.stability.operators import lanczos, layer_operator
 
 CONVOLUTIONS = {
-    "padded": (nn.Conv2d(3, 4, 3, padding=1), (3, 6, 6)),
-    "strided": (nn.Conv2d(2, 4, 3, stride=2), (2, 7, 7)),
-    "grouped": (nn.Conv1d(4, 4, 3, groups=2, padding=1), (4, 12)),
-    "dilated-circular": (nn.Conv1d(2, 3, 3, dilation=2, padding=2, padding_mode="circular"), (2, 9)),
-    "transposed": (nn.ConvTranspose2d(3, 2, 4, stride=2), (3, 4, 4)),
+    "padded": (lambda: nn.Conv2d(3, 4, 3, padding=1), (3, 6, 6)),
+    "strided": (lambda: nn.Conv2d(2, 4, 3, stride=2), (2, 7, 7)),
+    "grouped": (lambda: nn.Conv1d(4, 4, 3, groups=2, padding=1), (4, 12)),
+    "dilated-circular": (lambda: nn.Conv1d(2, 3, 3, dilation=2, padding=2, padding_mode="circular"), (2, 9)),
+    "transposed": (lambda: nn.ConvTranspose2d(3, 2, 4, stride=2), (3, 4, 4)),
 }
 
 
@@ -44,7 +44,8 @@ def _matrix(layer: nn.Module, shape: tuple[int, ...]) -> Tensor:
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_as_linear_maps(name: str) -> None:
     torch.manual_seed(0)
-    layer, shape = CONVOLUTIONS[name]
+    make, shape = CONVOLUTIONS[name]
+    layer = make()
     exact = torch.linalg.svdvals(_matrix(layer, shape))
     found = spectrum(layer, 4, shape, rtol=1e-6)
     assert torch.allclose(found.values, exact[:4], rtol=1e-4)
