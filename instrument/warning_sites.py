@@ -8,16 +8,46 @@ modules would not apply.
 from __future__ import annotations
 
 import functools
+import linecache
 import sys
 import threading
 import warnings
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from instrument.callsite import is_ours
+from instrument.callsite import is_ours, is_users
+from instrument.events import Site
 from instrument.interception import Replacement, replace_attribute
+from instrument.runtime import RUNTIME
 
 _AT_ITS_PLACE = threading.local()
+
+_NUMPYS = ("encountered in ", "Mean of empty slice", "Degrees of freedom <= 0", "All-NaN ")
+_MOST_SAID = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A line of the script at which numpy warned that it makes numbers that are not finite."""
+
+    site: Site
+    text: str
+
+
+def _listen(message: warnings.WarningMessage) -> None:
+    """What numpy makes has no graph and passes no guard: that it warned is all that is known of it."""
+    if RUNTIME.active and not RUNTIME.replaying and is_numpys(message) and is_users(message.filename):
+        said = RUNTIME.run.search.said
+        if len(said) < _MOST_SAID:
+            source = linecache.getline(message.filename, message.lineno).strip() or None
+            said.append(Said(Site(message.filename, message.lineno, "", source), str(message.message)))
+
+
+def is_numpys(message: warnings.WarningMessage) -> bool:
+    """Whether numpy warns that it makes numbers that are not finite."""
+    text = str(message.message)
+    return issubclass(message.category, RuntimeWarning) and any(part in text for part in _NUMPYS)
 
 
 def redirect() -> Replacement:
@@ -32,6 +62,7 @@ def redirect() -> Replacement:
 
     @functools.wraps(original)
     def show(message: warnings.WarningMessage) -> Any:
+        _listen(message)
         named = None if getattr(_AT_ITS_PLACE, "given", False) else _named(message, sys._getframe(1))
         meant = None if named is None else _meant(named)
         if named is None or meant is None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from instrument.guards.base import Function
+from instrument.guards.dropped_gradient import is_dropped
 from instrument.runtime import PLAIN_TYPES, without_function_modes
 
 Told = Callable[[Tensor], None]
@@ -36,7 +37,7 @@ def _is_readable(gradient: Tensor) -> bool:
 
 
 class _Filter(torch.autograd.Function):
-    """Identity; on the way back elements in `at` that are not finite become 0, and `told` hears of it."""
+    """Identity; on the way back elements in `at` that are not finite become 0, and `told` hears of it, unless they are dropped behind anyway."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, at: Tensor, told: Told) -> Tensor:
@@ -55,7 +56,7 @@ class _Filter(torch.autograd.Function):
             if not _is_readable(gradient):
                 return torch.where(at & ~torch.isfinite(gradient), 0.0, gradient), None, None
             bad = at & ~torch.isfinite(gradient.detach())
-            any_bad = bool(bad.any())
+            any_bad = bool(bad.any()) and not is_dropped(ctx.next_functions[0], gradient)
             if torch.is_grad_enabled():
                 gradient = _Filter.apply(gradient, at, ctx.told)  # type: ignore[no-untyped-call]
             if not any_bad:

@@ -22,7 +22,8 @@ from instrument.guards.result import total
 from instrument.runtime import RUNTIME, is_plain_on_cpu
 
 _NARROWING = frozenset(
-    {(torch.float16, x) for x in (torch.float32, torch.float64, torch.bfloat16, torch.int32, torch.int64)} | {(torch.float32, torch.float64)}
+    {(torch.float16, x) for x in (torch.float32, torch.float64, torch.bfloat16, torch.int32, torch.int64)}
+    | {(torch.float32, torch.float64), (torch.bfloat16, torch.float64)}
 )
 
 
@@ -32,7 +33,7 @@ class NarrowingGuard(AbstractGuard):
     code: ClassVar[str] = "NS805"
 
     def spellings(self) -> list[Spelling]:
-        return [s for op in ("half", "to", "type") for s in spelled(op, (Tensor, op))]
+        return [s for op in ("half", "bfloat16", "float", "to", "type") for s in spelled(op, (Tensor, op))]
 
     def stand_in(self, original: Function, spelling: Spelling) -> Function:
         op = spelling.op

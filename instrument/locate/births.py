@@ -33,6 +33,8 @@ class Birth:
     """That the step went well says nothing about this line: it went well because the number was bounded."""
     trend: str | None = None
     """How the steps before led here."""
+    made_at: Site | None = None
+    """For bad data that came in at `site`: the statement that had made it bad."""
 
 
 class Births:

@@ -17,7 +17,7 @@ from instrument.events import Site
 from instrument.guards.loading import loaded_at, loaded_buffer
 from instrument.guards.parameter_names import parameter_names
 from instrument.locate.births import Birth
-from instrument.locate.data_origin import DataOrigin, data_origin
+from instrument.locate.data_origin import DataOrigin, bad_tables, data_origin
 from instrument.locate.origin import kinds, running_modules, spread, undetached, variable_name
 from instrument.tensors import is_bad
 
@@ -36,6 +36,8 @@ class CameIn:
     facts: Mapping[str, Any] = field(default_factory=dict)
     weak: bool = False
     """Infinities that come in as data may be a mask."""
+    made_at: Site | None = None
+    """The statement that had made it bad, where `site` or the line that uses it is another one."""
 
 
 def _is_parameter(x: Tensor) -> bool:
@@ -68,10 +70,25 @@ def came_in(run: Run | None, x: Tensor) -> CameIn:
     if run is not None:
         in_worker = run.search.worker_births.origin_of(x)
         if in_worker is not None:
-            return CameIn(in_worker.code, in_worker.message, in_worker.site, in_worker.op, weak=weak)
+            return CameIn(in_worker.code, in_worker.message, in_worker.site, in_worker.op)
+    tables = bad_tables(x)
+    held = (x, *(table for _, table, _ in tables))
+    made = None if run is None else next((birth for table in held if (birth := run.search.made.origin_within(table)) is not None), None)
+    if made is not None:
+        return CameIn(made.code, made.message, made.site, made.op, made.facts, made.weak)
     label = variable_name(x)
     what = "data" if label is None else f"the data {label}"
-    return CameIn("NS803", f"{what} of shape {shape} holds {kinds(x)} {spread(x)} before any operation{_made_by(data_origin(x))}", weak=weak)
+    said = [] if run is None else run.search.said
+    origin = data_origin(run, x, tables)
+    message = f"{what} of shape {shape} holds {kinds(x)} {spread(x)} before any operation{_made_by(origin)}"
+    warned = origin.warned if origin is not None else None
+    if origin is None and said and not tables:
+        warned = said[0]  # no variable holds the table any more, or it never had one: an item of a data set
+        message += f"; numpy warned at {warned.site}"
+    if warned is not None:
+        message += f": {warned.text}"
+    site = origin.site if origin is not None else None if warned is None else warned.site
+    return CameIn("NS803", message, weak=weak and warned is None, made_at=site)
 
 
 def _kept_in_a_buffer(run: Run, x: Tensor) -> Birth | None:
@@ -87,4 +104,4 @@ def _made_by(origin: DataOrigin | None) -> str:
     if origin is None:
         return ""
     rows = "" if origin.table is None else f", where it holds {kinds(origin.table)} {spread(origin.table)}"
-    return f"; it is of {origin.name}, which came from {origin.file}:{origin.line}: {origin.source}{rows}"
+    return f"; it is of {origin.name}, which came from {origin.site}: {origin.site.source}{rows}"

@@ -121,6 +121,8 @@ class Suspect:
     """What the node calls the data that came in bad."""
     site: Site | None = None
     """Where it came in, if that is known already."""
+    made_at: Site | None = None
+    """The statement that had made bad data bad."""
     fed_by: tuple[torch.Size, ...] = ()
     """The shapes of the parameters nearest to the node: two models that train in turn begin with the same operations. A script that makes its
     parameters anew at each step keeps their shapes."""
@@ -276,8 +278,10 @@ class _Reading:
         return None
 
     def _counts(self, x: Tensor) -> bool:
-        """Infinities that come in as data may be a mask: they are named only if there is nothing else."""
-        return x.requires_grad or bool(torch.isnan(x).any())
+        """Infinities that come in as data may be a mask: they are named only if there is nothing else, or if it is known what made them."""
+        if x.requires_grad or bool(torch.isnan(x).any()):
+            return True
+        return RUNTIME.active and not came_in(RUNTIME.run, x).weak
 
     def _is_made_of_infinite_data(self, node: Any) -> bool:
         """Whether the node merely hands on infinities that came in as data (a mask added to scores)."""
@@ -291,7 +295,7 @@ class _Reading:
             return behind
         came = came_in(run, x)
         suspect = self._named(node, came.code, came.message, step, x)
-        return replace(suspect, op=came.op or suspect.op, site=came.site, facts=dict(came.facts or suspect.facts))
+        return replace(suspect, op=came.op or suspect.op, site=came.site, made_at=came.made_at, facts=dict(came.facts or suspect.facts))
 
     def _made(self, node: Any, step: int) -> Suspect:
         """A bad result of what is not known to be bad. Of the nodes before it that saved nothing to judge by, the first that computes is the
@@ -322,9 +326,7 @@ class _Reading:
             # A sum saves nothing. One of finite numbers is never NaN, and hardly ever Inf: what was added came from outside of the graph.
             found = bad_data(bad)
             if found is not None:
-                label, x = found
-                message = f"the data {label} of shape {tuple(x.shape)} holds {kinds(x)} {spread(x)} before any operation"
-                return self._named(maker, "NS803", message, step, x)
+                return self._outsider(maker, found, step)
             if bool(torch.isnan(bad).any()) and not bool(torch.isinf(bad).any()):
                 return self._named(maker, "NS803", f"data that {_op(maker)} takes in holds NaN, and so does its result ({spread(bad)})", step, bad)
         inputs = self._inputs.get(maker, [])

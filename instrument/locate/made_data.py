@@ -12,7 +12,7 @@ from torch import Tensor
 from instrument.events import Site
 from instrument.locate.births import Birth
 from instrument.locate.origin import named_tensors
-from instrument.runtime import is_plain, without_function_modes
+from instrument.runtime import is_plain, is_readable, without_function_modes
 
 MOST_HELD = 16
 LARGEST = 2**24  # elements: a tensor is kept alive for this
@@ -61,6 +61,14 @@ class MadeData:
                     return birth
         return None
 
+    def origin_within(self, table: Tensor) -> Birth | None:
+        """The birth of a part of a table, the other way round: of one of the rows or columns that were put together in it."""
+        with torch.no_grad(), without_function_modes():
+            for result, birth in self._held.values():
+                if is_plain(result) and _is_part_of(result, table) and not bool(torch.isfinite(result).all()):
+                    return birth
+        return None
+
     def mend(self) -> int:
         """Set what is not finite to 0 in the results that bad data was found to come from, and in the script's variables that were copied from them:
         every step that meets it fails. Returns how many numbers.
@@ -79,13 +87,22 @@ class MadeData:
         return mended
 
 
+def _is_part_of(result: Tensor, table: Tensor) -> bool:
+    """Whether the finite numbers of `result`, two of them at least and not all whole ones, occur in `table`."""
+    finite = result.flatten()
+    finite = finite[torch.isfinite(finite)][:COMPARED]
+    if finite.numel() < 2 or table.device != finite.device or bool((finite == finite.round()).all()):
+        return False
+    return bool(torch.isin(finite.to(table.dtype), table.detach()).all())
+
+
 def is_taken_from(x: Tensor, table: Tensor) -> bool:
     """Whether `x` is a part of `table`, or, by its finite numbers, copied from it."""
     return _shares_memory(x, table) or is_copied_from(x, table)
 
 
 def _shares_memory(x: Tensor, table: Tensor) -> bool:
-    return x.untyped_storage().data_ptr() == table.untyped_storage().data_ptr()
+    return is_readable(x) and is_readable(table) and x.untyped_storage().data_ptr() == table.untyped_storage().data_ptr()
 
 
 def is_copied_from(x: Tensor, table: Tensor) -> bool:

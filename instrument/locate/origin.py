@@ -102,14 +102,14 @@ def running_modules() -> Iterator[nn.Module]:
                 yield from value.modules()
 
 
-def bad_data(like: Tensor) -> tuple[str, Tensor] | None:
+def bad_data(like: Tensor) -> Tensor | None:
     """A variable of the script's frames that is data with a hole, whole or in the rows of `like`: it has no graph and ends in the same shape."""
     for frame in _frames():
-        for label, value in _looked_at(frame):
+        for _, value in _looked_at(frame):
             if type(value) is Tensor and value.is_floating_point() and not value.requires_grad and value.grad_fn is None and value.numel():
                 fits = value.shape == like.shape or (value.dim() and like.dim() and value.shape[1:] == like.shape[1:])
                 if fits and value.device == like.device and not bool(torch.isfinite(value).all()):
-                    return label, value
+                    return value
     return None
 
 

@@ -77,7 +77,7 @@ class Replays:
             return None
         self._done += 1
         try:
-            with _aside(run, scenes):
+            with aside(run, scenes):
                 for scene in scenes:
                     found = _again(run, scene, innermost=scene is scenes[0])
                     if found is not None:
@@ -186,7 +186,7 @@ def _by_names(scene: Scene) -> Birth | None:
 
 
 @contextlib.contextmanager
-def _aside(run: Run, scenes: Sequence[Scene]) -> Iterator[None]:
+def aside(run: Run, scenes: Sequence[Scene]) -> Iterator[None]:
     """What happens inside leaves no trace."""
     random = RandomSnapshot()
     modules = run.recovery.training.modules()

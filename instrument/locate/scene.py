@@ -137,7 +137,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 @lru_cache(maxsize=8)
-def _tree(file: str) -> ast.Module | None:
+def parsed(file: str) -> ast.Module | None:
+    """The source of a file as a tree; None where there is none that can be read."""
     try:
         return ast.parse("".join(linecache.getlines(file)))
     except (SyntaxError, ValueError):
@@ -149,7 +150,7 @@ def _body(scene: Scene) -> list[ast.stmt]:
 
 
 def _body_of(file: str, function: str, first_line: int) -> list[ast.stmt]:
-    tree = _tree(file)
+    tree = parsed(file)
     if tree is None:
         return []
     if function == "<module>":
@@ -208,6 +209,36 @@ def assigned(statement: ast.stmt) -> set[str]:
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return set()
     return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def written(statement: ast.stmt) -> set[str]:
+    """The names that a statement writes to, whole (`x = ...`) or in part (`x[3] = ...`, `rows.append(...)`), or may write to (`spoil(x)`)."""
+    if isinstance(statement, ast.Assign):
+        targets = statement.targets
+    elif isinstance(statement, ast.AugAssign | ast.AnnAssign):
+        targets = [statement.target]
+    elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        call = statement.value
+        targets = [each for each in call.args if isinstance(each, ast.Name)]  # a function may write into what it is given
+        if isinstance(call.func, ast.Attribute) and (call.func.attr in _ADDS or call.func.attr.endswith("_")):
+            targets.append(call.func.value)
+    else:
+        return set()
+    return {name for target in targets for name in _roots(target)}
+
+
+_ADDS = ("append", "extend", "insert", "update", "add", "fill", "put", "setdefault")
+"""Methods by which a list, a dictionary, an array or a tensor is given what it holds."""
+
+
+def _roots(target: ast.expr) -> Iterator[str]:
+    if isinstance(target, ast.Tuple | ast.List):
+        for element in target.elts:
+            yield from _roots(element)
+    while isinstance(target, ast.Subscript | ast.Starred):
+        target = target.value
+    if isinstance(target, ast.Name):
+        yield target.id
 
 
 def read(statement: ast.stmt) -> set[str]:

@@ -19,6 +19,7 @@ from instrument.locate.amplification import Amplification, Amplifier
 from instrument.locate.births import Birth, Births
 from instrument.locate.came_in import came_in
 from instrument.locate.compiled import Compiled
+from instrument.locate.made_again import MadeAgain
 from instrument.locate.made_data import MadeData
 from instrument.locate.origin import feeding_parameters
 from instrument.locate.replay import Replays
@@ -29,6 +30,7 @@ from instrument.locate.watch import Watch
 from instrument.locate.worker_births import WorkerBirths
 from instrument.runtime import RUNTIME, is_plain, without_function_modes
 from instrument.tensors import is_bad
+from instrument.warning_sites import Said
 from latent_drift.numerics.gradients import global_norm
 
 if TYPE_CHECKING:
@@ -50,6 +52,9 @@ class Search:
         self.made = MadeData()
         self.worker_births = WorkerBirths()
         self.amplification = Amplification()
+        self.said: list[Said] = []
+        """What numpy has warned about so far."""
+        self.made_again = MadeAgain()
         self._blamed = False
         self._explained = False
         self._first_cause: Event | None = None
@@ -72,6 +77,7 @@ class Search:
         weak: bool = False,
         trend: str | None = None,
         result: Tensor | None = None,
+        made_at: Site | None = None,
     ) -> None:
         """Remember that an operation gave a non-finite number for finite inputs. That is legal (log(0) = -inf in a mask), so it is an event only
         if this step's loss or gradient turns out non-finite: then the first such place is named as the origin."""
@@ -88,7 +94,7 @@ class Search:
             facts = run.facts_of(x) if self.births.wants_facts(site) else {}
             if facts and x is not None:
                 facts["parameters"] = tuple(parameter_names(_made_from(x)))
-            birth = Birth(code, op, site, message, facts, weak, _graph_task() != -1, trend=trend)
+            birth = Birth(code, op, site, message, facts, weak, _graph_task() != -1, trend=trend, made_at=made_at)
             self.births.add(birth)
             if result is not None:
                 self.made.add(result, birth)
@@ -104,7 +110,7 @@ class Search:
         found = came_in(self._run, x)
         if found.site is not None:
             self.births.reopen(found.site)
-        self.born(found.code, found.op or op, message=found.message, x=x, site=found.site or site, weak=found.weak)
+        self.born(found.code, found.op or op, message=found.message, x=x, site=found.site or site, weak=found.weak, made_at=found.made_at)
 
     @property
     def blamed(self) -> bool:
@@ -166,7 +172,8 @@ class Search:
         if birth.event is None:
             self.made.meet(birth)
             code, message, trend = self._cause_of(birth.code, birth.message, birth.site, birth.trend)
-            self._name(self._run.event(code, "observed", birth.op, message, birth.site, facts=birth.facts, trend=trend))
+            message, site = _with_use(message, birth.op, birth.site, birth.made_at)
+            self._name(self._run.event(code, "observed", birth.op, message, site, facts=birth.facts, trend=trend))
         else:
             self._ends()
             self._first_cause = self._first_cause or birth.event
@@ -236,6 +243,9 @@ class Search:
         """A number that is not finite arrived where no loss or gradient shows it, in a learning rate: if one was born in this step, it is that."""
         if self.births.origin() is not None:
             self.blame()
+        elif self.said and not self._explained:
+            latest = self.said[-1]
+            self._name_birth(Birth("NS805", "numpy", latest.site, f"numpy: {latest.text}"))
 
     def blame_inputs(self, inputs: Sequence[Tensor]) -> None:
         """An operation cannot take these, NaN or Inf that was made before: that is the cause. What this very line made of them is its own matter."""
@@ -257,7 +267,8 @@ class Search:
         facts = suspect.facts if located.module is None else {**suspect.facts, "module": located.module}
         self._explained = True
         code, message, trend = self._cause_of(suspect.code, suspect.message, located.site)
-        self._name(self._run.event(code, "observed", suspect.op, message, located.site, facts=facts, step=suspect.step, trend=trend))
+        message, site = _with_use(message, suspect.op, located.site, suspect.made_at)
+        self._name(self._run.event(code, "observed", suspect.op, message, site, facts=facts, step=suspect.step, trend=trend))
 
     def _mend_parameters(self) -> None:
         """Set what is not finite in parameters that came in so to 0: while it is there every step fails."""
@@ -391,6 +402,13 @@ class Search:
         mended = (e for e in events if e.action in ("bounded", "repaired") and e.code not in CONSEQUENCES and not e.nan and not e.inf)
         first = min(mended, key=lambda e: e.step, default=named)
         return first if first.step < named.step else named
+
+
+def _with_use(message: str, op: str, used_at: Site | None, made_at: Site | None) -> tuple[str, Site | None]:
+    """What is said of bad data, and its line: that of the statement that made it bad, where it is known; then the message names the first use."""
+    if made_at is None or used_at is None or (made_at.file, made_at.line) == (used_at.file, used_at.line):
+        return message, made_at or used_at
+    return f"{message}; {op} at {used_at} is the first to meet it", made_at
 
 
 def _made_from(x: Tensor) -> list[Tensor]:

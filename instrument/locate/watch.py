@@ -29,6 +29,7 @@ from instrument.armed_lines import time_of_forward
 from instrument.callsite import module_path
 from instrument.events import Site
 from instrument.guards.base import is_compiling
+from instrument.guards.dropped_gradient import is_dropped
 from instrument.guards.step import _STEPPING
 from instrument.interception import Replacement, replace_attribute, restore
 from instrument.locate.came_in import still_graphed
@@ -340,21 +341,22 @@ class Watching(TorchFunctionMode):
         for candidate, called in ((node, name), *((n, n.name()) for n, _ in node.next_functions if n is not None)):
             if candidate not in self._hooked and "AccumulateGrad" not in candidate.name():
                 self._hooked.add(candidate)
-                candidate.register_hook(self._backward_check(called, site))
+                candidate.register_hook(self._backward_check(called, site, candidate.next_functions))
 
     def _measure(self, name: str, out: Tensor, place: Place | None) -> None:
         """Note how large a result is: at the line of a recurrence it grows from call to call."""
         if place is not None and math.isfinite(size := largest_magnitude(out).item()):
             self.sizes.setdefault((place[0].file, place[0].line), {}).setdefault(name, []).append(size)
 
-    def _backward_check(self, name: str, site: Any) -> Any:
+    def _backward_check(self, name: str, site: Any, edges: tuple[Any, ...]) -> Any:
         reference = self._run
 
         def check(grad_inputs: tuple[Tensor | None, ...], grad_outputs: tuple[Tensor | None, ...]) -> None:
             run = reference()
             if run is None or self.done or any(g is not None and is_bad(bare(g)) for g in grad_outputs):
                 return
-            bad = next((below for g in grad_inputs if g is not None and is_bad(below := bare(g))), None)
+            sent = ((edge, below) for edge, g in zip(edges, grad_inputs, strict=False) if g is not None and is_bad(below := bare(g)))
+            bad = next((below for edge, below in sent if not is_dropped(edge, below)), None)
             if bad is not None:
                 run.search.born(
                     "NS805", f"{name} backward", message=f"the gradient of {name} is not finite although what arrived there was", x=bad, site=site

@@ -37,8 +37,8 @@ def _adversarial(generator, critic, bad_at, steps=20):
     for step in range(steps):
         z = torch.randn(16, 4)
         if step == bad_at:
-            z[3] = math.nan
-        fake = generator(z)  # data goes in
+            z[3] = math.nan  # the data goes bad
+        fake = generator(z)
         fast.zero_grad()
         (judge(critic(torch.randn(16, 2)), torch.ones(16, 1)) + judge(critic(fake.detach()), torch.zeros(16, 1))).backward()
         fast.step()
@@ -70,7 +70,7 @@ def test_data_is_followed_through_what_was_detached():
     with instrument.stable() as run:
         _adversarial(generator, critic, bad_at=12)
     cause = run.first_cause
-    assert (cause.code, cause.line) == ("NS803", line_of("data goes in"))
+    assert (cause.code, cause.line) == ("NS803", line_of("the data goes bad"))
     assert "the data z of shape (16, 4) holds NaN in 1 of 16 rows (3)" in cause.message
 
 

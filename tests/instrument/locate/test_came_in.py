@@ -43,13 +43,14 @@ def fit(batches, net=None, profile="train", loss_of=None):
 
 def test_the_statement_that_read_a_table_with_a_hole_is_told():
     readings = [[float(i), 2.0, 3.0] for i in range(16)]
-    readings[5][1] = math.nan
-    table = torch.tensor(readings)  # reads the table
+    readings[5][1] = math.nan  # the reading that fails
+    table = torch.tensor(readings)
     order = torch.randperm(16)
     batches = [(table[order[i : i + 4]], torch.zeros(4, 1)) for i in range(0, 16, 4)] * 3
     cause = fit(batches).first_cause
-    assert (cause.code, cause.line) == ("NS803", line_of("use of data"))
-    assert f"it is of table, which came from {HERE}:{line_of('reads the table')}: table = torch.tensor(readings)" in cause.message
+    assert (cause.code, cause.line) == ("NS803", line_of("the reading that fails"))
+    assert f"it is of table, which came from {HERE}:{cause.line}: readings[5][1] = math.nan" in cause.message
+    assert f"at {HERE}:{line_of('use of data')} is the first to meet it" in cause.message
     assert "1 of 16 rows (5), first at (5, 1)" in cause.message
 
 
@@ -275,3 +276,11 @@ def test_conversions_compile_trace_and_vectorise_as_before(backend):
         assert torch.tensor([1.0, 7e4]).to_sparse().to(torch.float16).dtype is torch.float16
     torch.compiler.reset()
     assert not run.events
+
+
+def test_a_sparse_table_beside_bad_data_is_not_asked_where_its_memory_lies():
+    counts = torch.sparse_coo_tensor([[0, 1, 3], [0, 2, 1]], [1.0, 2.0, 3.0], (4, 3), check_invariants=True).coalesce()
+    dense = torch.rand(4, 3)
+    dense[2, 1] = math.nan  # a word that nobody counts
+    assert fit([(dense, torch.zeros(4, 1))] * 4).first_cause.line == line_of("a word that nobody counts")
+    assert counts.is_coalesced(), "it lies in a variable of this frame"

@@ -1,4 +1,4 @@
-"""A NaN gradient that a ReLU leaves out: the script is fine, the number was there. The event says how many there were, and nothing else changes."""
+"""A NaN gradient that a ReLU leaves out: the script is fine. Nothing is said, and whoever looks at the gradient in between sees torch's own."""
 
 import torch
 from torch import nn
@@ -20,15 +20,12 @@ def train(hidden):
     return weight.detach()
 
 
-def test_the_event_counts_what_was_not_finite_there_and_the_training_is_the_same():
+def test_nothing_is_said_and_nothing_changes():
     plain_hidden, hidden = [], []
     plain = train(plain_hidden)
     with instrument.stable(profile="guard") as run:
         guarded = train(hidden)
-    assert plain_hidden == [2, 2, 2]  # NaN did arrive at the ReLU, in every step
-    assert hidden == [0, 0, 0]
+    assert plain_hidden == hidden == [2, 2, 2]  # NaN did arrive at the ReLU, in every step
     assert torch.equal(plain, guarded)
-    (event,) = run.events
-    assert (event.code, event.action, event.count, event.source) == ("NS704", "neutralised", 3, "root = torch.sqrt(kept)")
-    assert "2 elements of its gradient would be NaN or Inf" in event.message
+    assert run.events == []
     assert run.tally.skipped == 0

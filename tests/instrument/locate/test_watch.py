@@ -138,8 +138,8 @@ def test_a_nan_that_a_loss_function_mends_is_traced_to_where_it_came_from():
 
     def forward(p, index):
         x = torch.ones(4, 3)
-        x[1, 2] = math.nan
-        out = net(x * p)  # birth: before the loss
+        x[1, 2] = math.nan  # birth: before the loss
+        out = net(x * p)
         return nn.functional.cross_entropy(out, torch.zeros(4, dtype=torch.long))
 
     run = train(forward)

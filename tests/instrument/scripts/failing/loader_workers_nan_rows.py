@@ -5,13 +5,13 @@ class Rows(Dataset):
     def __getitem__(self, i):
         g = torch.Generator().manual_seed(i)
         x = torch.randn(3, generator=g)
-        if i in (7, 29): x = x.clone(); x[1] = float("nan")
+        if i in (7, 29): x = x.clone(); x[1] = float("nan")  # BIRTH
         return x, x.nansum(dim=0, keepdim=True)
 torch.manual_seed(0)
 net = nn.Linear(3, 1); opt = torch.optim.SGD(net.parameters(), lr=0.05)
 for epoch in range(2):
     for xb, yb in DataLoader(Rows(), batch_size=8, shuffle=True):
-        pred = net(xb)  # BIRTH
+        pred = net(xb)
         loss = (pred - yb).pow(2).mean()
         opt.zero_grad(); loss.backward(); opt.step()
 xb, yb = Rows()[0]

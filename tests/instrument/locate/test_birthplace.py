@@ -1,0 +1,180 @@
+"""Data that went bad in numpy or plain Python, before torch: the statement that made it so is the one that is named."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import instrument
+
+
+def line_of(text):
+    """The number of the one line of this file that ends in the comment."""
+    lines = [i for i, line in enumerate(Path(__file__).read_text(encoding="utf-8").splitlines(), start=1) if line.endswith(f"  # {text}")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def fit(run_on, steps=4):
+    """Train on a table, as the script's own loop does."""
+    net = nn.Linear(run_on.shape[1], 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    for step in range(steps):
+        batch = run_on[4 * (step % 2) : 4 * (step % 2) + 4]
+        optimizer.zero_grad()
+        net(batch).abs().mean().backward()
+        optimizer.step()
+    assert all(p.isfinite().all() for p in net.parameters())
+
+
+def clicks():
+    return np.array([3.0, 0.0, 5.0, 2.0, 1.0, 4.0, 6.0, 7.0]), np.array([5.0, 0.0, 9.0, 8.0, 2.0, 4.0, 7.0, 9.0])
+
+
+def test_a_quotient_in_numpy_is_followed_through_the_variables():
+    with instrument.stable() as run, np.errstate(all="ignore"):
+        clicked, shown = clicks()
+        rate = clicked / shown  # 0 of 0
+        features = np.stack([rate, clicked], 1)
+        table = torch.from_numpy(features).float()
+        fit(table)
+    assert (run.first_cause.code, run.first_cause.line) == ("NS803", line_of("0 of 0"))
+    assert "is the first to meet it" in run.first_cause.message
+
+
+class Scaler:
+    def fit(self, x):
+        self.mean, self.spread = x.mean(0), x.std(0)
+        return self
+
+    def transform(self, x):
+        centred = x - self.mean
+        return centred / self.spread  # a column without spread
+
+
+def columns():
+    generator = np.random.default_rng(0)
+    return np.stack([generator.normal(size=8), np.ones(8)], 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("shown", [True, False], ids=["numpy warns", "warnings are off"])
+def test_a_method_is_looked_into_though_the_variable_was_overwritten(shown):
+    """`table` holds the scaled numbers by then: what it was made of is made once more."""
+    with warnings.catch_warnings(record=True), instrument.stable() as run:
+        warnings.simplefilter("always" if shown else "ignore")
+        table = columns()
+        table = Scaler().fit(table).transform(table)
+        table = torch.from_numpy(table)
+        fit(table)
+    assert run.first_cause.line == line_of("a column without spread")
+
+
+def lagged(x, k):
+    out = np.full_like(x, np.nan)  # what nobody fills
+    out[k:] = x[:-k]
+    return out
+
+
+def test_a_nan_that_a_function_writes_down_is_its_line():
+    with instrument.stable() as run:
+        table = torch.from_numpy(np.stack([lagged(np.arange(8.0), 1), lagged(np.arange(8.0), 2)], 1)).float()
+        fit(table)
+    assert run.first_cause.line == line_of("what nobody fills")
+
+
+def test_a_list_of_rows_is_followed_to_what_was_appended():
+    with instrument.stable() as run:
+        rows = []
+        for cell in ["1.5", "", "2.5", "3.5", "4.5", "1.25", "2.25", "3.25"]:
+            rows.append([float(cell) if cell else float("nan"), 1.0])  # an empty cell
+        table = torch.tensor(rows)
+        fit(table)
+    assert run.first_cause.line == line_of("an empty cell")
+
+
+def restored(signal, kernel):
+    spectrum = torch.fft.rfft(kernel)
+    return torch.fft.irfft(torch.fft.rfft(signal) / spectrum, n=8)  # a frequency that the kernel has not
+
+
+def test_complex_numbers_that_no_guard_judges_are_found_by_doing_it_once_more():
+    kernel = torch.zeros(8)
+    kernel[:4] = 0.25
+    signal = torch.rand(8, 8)
+    with instrument.stable() as run:
+        table = restored(signal, kernel)
+        fit(table)
+    assert run.first_cause.line == line_of("a frequency that the kernel has not")
+
+
+def test_what_cannot_have_made_it_is_not_named():
+    """A function that is given the table wrote into it: which one cannot be told, and a call of `randn` makes no NaN."""
+
+    def spoil(x):
+        x.view(-1)[3] = x.new_tensor(0.0) / x.new_tensor(0.0)
+
+    spoilers = [spoil]
+    with instrument.stable() as run:
+        table = torch.randn(8, 2)  # never this
+        for each in spoilers:
+            each(table)
+        fit(table)
+    assert run.first_cause.line != line_of("never this")
+
+
+def test_nothing_that_writes_or_asks_is_done_once_more(tmp_path):
+    calls = []
+
+    def read(path):
+        calls.append(path)
+        with open(path, encoding="utf-8") as file:
+            values = [float(line) for line in file]
+        return np.array(values)
+
+    (tmp_path / "x.txt").write_text("\n".join(["1.5", "nan", "2.5", "3.5", "1.25", "2.25", "3.25", "4.25"]), encoding="utf-8")
+    with instrument.stable() as run:
+        values = read(tmp_path / "x.txt")  # the file
+        table = torch.from_numpy(values).float()[:, None]
+        fit(table)
+    assert len(calls) == 1
+    assert run.first_cause.line == line_of("the file")
+
+
+def test_doing_it_once_more_leaves_no_trace():
+    generator = np.random.default_rng(3)
+    own = torch.Generator().manual_seed(3)
+    said = []
+
+    def noisy(n):
+        x = generator.normal(size=n) + torch.rand(n, generator=own).numpy()
+        x[2] = 0.0
+        said.append(n)
+        return (x / x)[:, None]
+
+    with instrument.stable() as run, np.errstate(all="ignore"):
+        made = noisy(8)
+        table = torch.from_numpy(made).float()
+        fit(table)
+    after = generator.normal(), float(torch.rand((), generator=own))
+    generator, own = np.random.default_rng(3), torch.Generator().manual_seed(3)
+    with np.errstate(all="ignore"):
+        noisy(8)
+    assert after == (generator.normal(), float(torch.rand((), generator=own)))
+    assert run.first_cause.code == "NS803"
+
+
+def test_a_rate_that_numpy_made_infinite_is_named_where_numpy_warned():
+    p = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([p], lr=0.1)
+    with warnings.catch_warnings(record=True), instrument.stable() as run:
+        warnings.simplefilter("always")
+        for step in range(4):
+            optimizer.param_groups[0]["lr"] = float(0.1 / np.sqrt(np.float64(step)))  # the first step is step 0
+            optimizer.zero_grad()
+            p.square().sum().backward()
+            optimizer.step()
+    assert p.isfinite().all()
+    assert run.first_cause.line == line_of("the first step is step 0")
