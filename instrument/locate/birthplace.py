@@ -1,8 +1,9 @@
 """The statement that made data bad before any guarded operation met it, in numpy or plain Python: followed back from the variable that holds it.
 
-A value that is not finite is followed to the statement that gave it to its variable, and from there to the bad variables that this statement reads, for
-as long as their values are still at hand. Where the last statement calls a function of the script, whose variables are gone, the line that numpy has
-warned about while it ran is taken, or the one statement in it that writes a NaN down. Read once a step has failed; nothing is remembered for it.
+A value that is not finite is followed to the statement that gave it to its variable, and from there to the bad variables that this statement reads,
+for as long as their values are still at hand. Where the last statement calls a function of the script, whose variables are gone, the line that numpy
+has warned about while it ran is taken, or the one statement in it that writes a NaN down; else `instrument.locate.made_again` does it once more. Read
+once a step has failed; nothing is remembered for it.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def birthplace(name: str, frame: FrameType, said: Sequence[Said]) -> Birthplace 
 
 
 def _chosen(visited: Sequence[tuple[ast.stmt, FrameType]]) -> Birthplace | None:
-    """Of the statements on the way back: the first that writes a NaN down, itself or in what it calls; else the last, but for those that make room."""
+    """Of the statements on the way back: the first that writes a NaN down, itself or in what it calls; else the last that makes more than room."""
     for statement, frame in visited:
         file = frame.f_code.co_filename
         if _names_nan(statement) or any(_names_nan(part.node) for part in _called(statement, file)):
