@@ -13,6 +13,8 @@ from torch import Tensor
 
 from latent_drift.numerics.finite import is_finite
 
+_in_transform = torch._C._functorch.peek_interpreter_stack
+
 _STEPS = 12
 """Most nodes that are asked. What selects stands next to what overflows, or a few elementwise operations before it."""
 
@@ -38,8 +40,11 @@ def is_dropped(edge: tuple[Any, int], gradient: Tensor) -> bool:
         gradient: what goes there, not finite.
 
     Returns:
-        False where it cannot be told: at a leaf, at a node of another kind, where what a node saved lies somewhere else (a checkpoint).
+        False where it cannot be told: at a leaf, at a node of another kind, where what a node saved lies somewhere else (a checkpoint), inside a
+        transform of torch.func.
     """
+    if _in_transform() is not None:
+        return False
     pending, left = [(edge, gradient.detach())], _STEPS
     with torch.no_grad():
         while pending:

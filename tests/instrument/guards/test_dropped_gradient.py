@@ -131,3 +131,16 @@ def test_a_dropped_gradient_is_not_taken_for_the_fault():
             optimizer.step()
     assert p.isfinite().all()
     assert run.first_cause.op == "mul"
+
+
+def test_inside_a_transform_nothing_is_taken_for_dropped():
+    def distance(p, x):
+        d = p - x
+        return torch.sqrt(d[0] * d[0] + d[1] * d[1])  # at 0 for the first
+
+    p, x = torch.ones(2), torch.stack([torch.ones(2), torch.zeros(2)])
+    with instrument.stable() as run:
+        per_sample = torch.func.vmap(torch.func.grad(distance), in_dims=(None, 0))
+        for _ in range(4):
+            p = p - 0.0 * per_sample(p, x).sum(0)
+    assert run.first_cause.op == "sqrt backward"
