@@ -44,6 +44,8 @@ class Births:
         self._current: dict[tuple[Place, str], Birth] = {}
         self._looked_at: Counter[Place] = Counter()
         self._harmless: set[Place] = set()
+        self.latest_harmless: Birth | None = None
+        """Of this step, at a line that makes infinities in steps that go well: it may still have spoilt a learning rate."""
 
     def wants_facts(self, site: Site) -> bool:
         """Whether the range of this line's input is still worth reading."""
@@ -81,6 +83,7 @@ class Births:
 
     def finish_step(self, *, healthy: bool) -> None:
         """Forget the step; what was born in one that went well is harmless there."""
+        self.latest_harmless = None
         if not self._current:
             return
         if healthy:

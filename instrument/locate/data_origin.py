@@ -70,8 +70,6 @@ def data_origin(run: Run | None, x: Tensor, tables: Sequence[tuple[str, Tensor, 
 def _tables() -> Iterator[tuple[str, Tensor, FrameType]]:
     for frame in frames():
         for name, value in list(frame.f_locals.items())[:MOST_NAMES]:
-            if isinstance(value, nn.Module):
-                continue
             for held in (value, *_inside(value)):
                 table = None if isinstance(held, Tensor) and held.requires_grad else as_table(held)
                 if table is not None:
@@ -79,7 +77,10 @@ def _tables() -> Iterator[tuple[str, Tensor, FrameType]]:
 
 
 def _inside(value: Any) -> list[Any]:
-    """What an object holds, and what the data set of a loader does."""
+    """What an object holds, and what the data set of a loader does; of a model that is quickly made once more, its buffers."""
+    if isinstance(value, nn.Module):
+        small = sum(p.numel() for p in value.parameters() if not isinstance(p, nn.parameter.UninitializedParameter)) <= MOST_DONE_AGAIN
+        return [b for b in value.buffers() if not b.requires_grad] if small else []
     if isinstance(value, list | tuple):
         return list(value[:8])
     own = parts(value)

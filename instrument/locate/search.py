@@ -19,6 +19,7 @@ from instrument.locate.amplification import Amplification, Amplifier
 from instrument.locate.births import Birth, Births
 from instrument.locate.came_in import came_in
 from instrument.locate.compiled import Compiled
+from instrument.locate.death import first_line, is_numerical, line_of_death
 from instrument.locate.made_again import MadeAgain
 from instrument.locate.made_data import MadeData
 from instrument.locate.origin import feeding_parameters
@@ -84,6 +85,7 @@ class Search:
         run = self._run
         site = site if site is not None else run.site()
         if site is not None and self.births.is_harmless(site):
+            self.births.latest_harmless = Birth(code, op, site, message)
             if result is not None:
                 self.made.renew(result, site, op)
         elif site is not None:
@@ -212,6 +214,12 @@ class Search:
                     self._name_birth(origin)
                 else:
                     self.replays.remember(left)
+            elif error is not None and is_numerical(error):
+                origin = self.births.origin()
+                if origin is not None and not origin.weak:
+                    self._name_birth(origin)
+                elif (site := line_of_death(error)) is not None:
+                    self._name_birth(Birth("NS805", type(error).__name__, site, f"the script ends here: {type(error).__name__}: {first_line(error)}"))
             elif error is None and not self._run.tally.steps and not self._run.backward_calls:
                 # Nothing was differentiated (expectation maximisation, a filter), so nothing asked before.
                 origin = self.births.origin()
@@ -243,9 +251,9 @@ class Search:
         """A number that is not finite arrived where no loss or gradient shows it, in a learning rate: if one was born in this step, it is that."""
         if self.births.origin() is not None:
             self.blame()
-        elif self.said and not self._explained:
-            latest = self.said[-1]
-            self._name_birth(Birth("NS805", "numpy", latest.site, f"numpy: {latest.text}"))
+        elif not self._explained and (self.births.latest_harmless is not None or self.said):
+            said = [Birth("NS805", "numpy", one.site, f"numpy: {one.text}") for one in self.said[-1:]]
+            self._name_birth(self.births.latest_harmless or said[0])
 
     def blame_inputs(self, inputs: Sequence[Tensor]) -> None:
         """An operation cannot take these, NaN or Inf that was made before: that is the cause. What this very line made of them is its own matter."""

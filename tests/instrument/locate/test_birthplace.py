@@ -178,3 +178,43 @@ def test_a_rate_that_numpy_made_infinite_is_named_where_numpy_warned():
             optimizer.step()
     assert p.isfinite().all()
     assert run.first_cause.line == line_of("the first step is step 0")
+
+
+class Biased(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        allowed = torch.eye(2)
+        bias = (1 - allowed) * float("-inf")  # 0 times infinity
+        self.register_buffer("bias", bias)
+
+    def forward(self, x):
+        return torch.softmax(self.linear(x) + self.bias, -1)
+
+
+def test_a_buffer_is_followed_into_the_module_that_made_it():
+    net = Biased()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    with instrument.stable() as run:
+        for _ in range(4):
+            optimizer.zero_grad()
+            net(torch.ones(2, 2)).square().mean().backward()
+            optimizer.step()
+    assert run.first_cause.line == line_of("0 times infinity")
+
+
+def test_a_rate_that_a_line_spoilt_which_went_well_before():
+    p = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([p], lr=0.1)
+    last = torch.zeros(())
+    with instrument.stable() as run:
+        for step in range(8):
+            now = torch.zeros(()) if step > 4 else torch.ones(())
+            change = (last - now).abs() / last  # infinite in the first epoch, and NaN when nothing changes from nothing
+            optimizer.param_groups[0]["lr"] = 0.1 * change.clamp(max=1.0).item()
+            last = now
+            optimizer.zero_grad()
+            p.square().sum().backward()
+            optimizer.step()
+    assert p.isfinite().all()
+    assert run.first_cause.line == line_of("infinite in the first epoch, and NaN when nothing changes from nothing")
