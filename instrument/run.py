@@ -53,6 +53,13 @@ class Tally:
     rolled_back: int = 0
 
 
+class KnownOptimizers(WeakSet[torch.optim.Optimizer]):
+    """The optimizers of a run. One that a thread is making at this moment has no groups yet, and is passed over."""
+
+    def __iter__(self) -> Iterator[torch.optim.Optimizer]:
+        return (optimizer for optimizer in super().__iter__() if hasattr(optimizer, "param_groups"))
+
+
 class Run:
     """What `with stable() as run` gives: `run.events`, `run.summary()`, `run.save(folder)`.
 
@@ -73,7 +80,7 @@ class Run:
         self.active_config = ExitStack()
         self.foreign_patches: tuple[str, ...] = ()
         self.armed = ArmedLines(self.policy)
-        self.optimizers: WeakSet[torch.optim.Optimizer] = WeakSet()
+        self.optimizers = KnownOptimizers()
         self.backward_calls = 0
         self.threads: set[int] = set()
         """Threads in which optimizers have stepped. Where there are several nothing is replayed: what is put aside for that is theirs too."""

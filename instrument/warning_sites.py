@@ -35,19 +35,21 @@ class Said:
     text: str
 
 
+def numpy_said(message: warnings.WarningMessage) -> Said | None:
+    """The line of the script at which numpy warns that it makes numbers that are not finite; None for any other warning."""
+    text = str(message.message)
+    if not issubclass(message.category, RuntimeWarning) or not any(part in text for part in _NUMPYS) or not is_users(message.filename):
+        return None
+    source = linecache.getline(message.filename, message.lineno).strip() or None
+    return Said(Site(message.filename, message.lineno, "", source), text)
+
+
 def _listen(message: warnings.WarningMessage) -> None:
     """What numpy makes has no graph and passes no guard: that it warned is all that is known of it."""
-    if RUNTIME.active and not RUNTIME.replaying and is_numpys(message) and is_users(message.filename):
-        said = RUNTIME.run.search.said
-        if len(said) < _MOST_SAID:
-            source = linecache.getline(message.filename, message.lineno).strip() or None
-            said.append(Said(Site(message.filename, message.lineno, "", source), str(message.message)))
-
-
-def is_numpys(message: warnings.WarningMessage) -> bool:
-    """Whether numpy warns that it makes numbers that are not finite."""
-    text = str(message.message)
-    return issubclass(message.category, RuntimeWarning) and any(part in text for part in _NUMPYS)
+    if RUNTIME.active and not RUNTIME.replaying and len(RUNTIME.run.search.said) < _MOST_SAID:
+        said = numpy_said(message)
+        if said is not None:
+            RUNTIME.run.search.said.append(said)
 
 
 def redirect() -> Replacement:

@@ -19,15 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instrument.callsite import is_users, user_frame
+from instrument.callsite import is_users
 from instrument.events import Site
-from instrument.locate.scene import parsed, read, simple_statements, written
+from instrument.locate.scene import MOST_NAMES, parsed, read, simple_statements, written
 from instrument.runtime import is_readable
 from instrument.warning_sites import Said
 from latent_drift.numerics.finite import is_finite
 
-MOST_FRAMES = 6
-MOST_NAMES = 2_000  # a notebook's namespace
 MOST_STEPS = 12  # from a variable to what it was made of
 MOST_READ = 4_096  # elements of a list
 LARGEST = 2**24  # elements of a table
@@ -157,16 +155,6 @@ def as_table(value: Any) -> Tensor | None:
     if isinstance(value, Tensor) and is_readable(value) and 0 < value.numel() <= LARGEST and value.untyped_storage().nbytes():
         return value.detach()
     return None
-
-
-def frames() -> Iterator[FrameType]:
-    """The script's running frames, innermost first."""
-    frame, count = user_frame(), 0
-    while frame is not None and count < MOST_FRAMES:
-        if is_users(frame.f_code.co_filename) and len(frame.f_locals) < MOST_NAMES:
-            count += 1
-            yield frame
-        frame = frame.f_back
 
 
 def _same_in(value: Any, frame: FrameType | None) -> tuple[str, FrameType] | None:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from instrument.events import Site
-from instrument.locate.birthplace import MOST_NAMES, as_table, birthplace, frames, parts
+from instrument.locate.birthplace import as_table, birthplace, parts
 from instrument.locate.made_data import is_taken_from
+from instrument.locate.scene import frames
 from instrument.runtime import without_function_modes
 from instrument.warning_sites import Said
 from latent_drift.numerics.finite import is_finite
@@ -69,7 +70,7 @@ def data_origin(run: Run | None, x: Tensor, tables: Sequence[tuple[str, Tensor, 
 
 def _tables() -> Iterator[tuple[str, Tensor, FrameType]]:
     for frame in frames():
-        for name, value in list(frame.f_locals.items())[:MOST_NAMES]:
+        for name, value in list(frame.f_locals.items()):
             for held in (value, *_inside(value)):
                 table = None if isinstance(held, Tensor) and held.requires_grad else as_table(held)
                 if table is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from instrument.events import Site
 from instrument.guards.parameter_names import parameter_names
-from instrument.locate.came_in import came_in, still_graphed
+from instrument.locate.came_in import CameIn, came_in, still_graphed
 from instrument.locate.origin import bad_data, feeding_parameters, kinds, spread
 from instrument.runtime import RUNTIME, without_function_modes
 from instrument.tensors import is_bad, is_there
@@ -210,6 +210,7 @@ class _Reading:
         self._came_in: dict[Any, list[Tensor]] = {}
         self._argument: dict[int, str] = {}
         self._inputs: dict[Any, list[Tensor]] = {}
+        self._told: dict[int, tuple[Tensor, CameIn]] = {}  # the tensors with it, so that ids stay theirs
         for root in roots:
             if isinstance(root, Tensor) and root.grad_fn is not None:
                 self._judge(root.grad_fn, root)
@@ -281,7 +282,13 @@ class _Reading:
         """Infinities that come in as data may be a mask: they are named only if there is nothing else, or if it is known what made them."""
         if x.requires_grad or bool(torch.isnan(x).any()):
             return True
-        return RUNTIME.active and not came_in(RUNTIME.run, x).weak
+        return RUNTIME.active and not self._told_of(x).weak
+
+    def _told_of(self, x: Tensor) -> CameIn:
+        """What this bad tensor is, found out once."""
+        if id(x) not in self._told:
+            self._told[id(x)] = x, came_in(RUNTIME.run if RUNTIME.active else None, x)
+        return self._told[id(x)][1]
 
     def _is_made_of_infinite_data(self, node: Any) -> bool:
         """Whether the node merely hands on infinities that came in as data (a mask added to scores)."""
@@ -293,7 +300,7 @@ class _Reading:
         behind = suspect_behind([source], step, self._graphs - 1) if source is not None else None
         if behind is not None:
             return behind
-        came = came_in(run, x)
+        came = self._told_of(x)
         suspect = self._named(node, came.code, came.message, step, x)
         return replace(suspect, op=came.op or suspect.op, site=came.site, made_at=came.made_at, facts=dict(came.facts or suspect.facts))
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from instrument.callsite import is_users
 from instrument.distributed.agreement import is_at_work
 from instrument.events import Site
 from instrument.locate.birthplace import Birthplace, is_hole
@@ -30,7 +29,7 @@ from instrument.locate.scene import assigned, read, repeatable, scene_of, writte
 from instrument.locate.watch import Watching
 from instrument.runtime import RUNTIME
 from instrument.tensors import is_there
-from instrument.warning_sites import Said, is_numpys
+from instrument.warning_sites import Said, numpy_said
 
 if TYPE_CHECKING:
     from instrument.run import Run
@@ -40,40 +39,12 @@ _LOG = logging.getLogger(__name__)
 MOST = 2
 """Times in a run."""
 
-_NOT_AGAIN = frozenset(
+_LEAVES_A_TRACE = frozenset(
     {
         *("open", "input", "exec", "eval", "exit", "quit", "next", "__import__", "save", "savez", "savetxt", "dump", "dumps", "write", "writelines"),
-        *(
-            "writerow",
-            "to_csv",
-            "unlink",
-            "remove",
-            "rename",
-            "mkdir",
-            "makedirs",
-            "rmtree",
-            "system",
-            "Popen",
-            "run",
-            "call",
-            "check_call",
-            "Process",
-        ),
-        *(
-            "urlopen",
-            "urlretrieve",
-            "request",
-            "download",
-            "load_state_dict",
-            "backward",
-            "step",
-            "zero_grad",
-            "sleep",
-            "Pool",
-            "spawn",
-            "fork",
-            "send",
-        ),
+        *("writerow", "to_csv", "unlink", "remove", "rename", "mkdir", "makedirs", "rmtree", "system", "Popen", "run", "call", "check_call"),
+        *("urlopen", "urlretrieve", "request", "download", "load_state_dict", "backward", "step", "zero_grad", "sleep", "Pool", "Process"),
+        *("spawn", "fork", "send"),
     }
 )
 
@@ -127,7 +98,7 @@ def _only_computes(node: ast.AST) -> bool:
             return False
         if isinstance(each, ast.Call):
             name = each.func.id if isinstance(each.func, ast.Name) else each.func.attr if isinstance(each.func, ast.Attribute) else ""
-            if name in _NOT_AGAIN:
+            if name in _LEAVES_A_TRACE:
                 return False
     return True
 
@@ -192,7 +163,4 @@ def _hearing(heard: list[Said]) -> Iterator[None]:
         else:
             with numpy.errstate(all="warn", under="ignore"):
                 yield
-    for message in given:
-        if is_numpys(message) and is_users(message.filename):
-            source = linecache.getline(message.filename, message.lineno).strip() or None
-            heard.append(Said(Site(message.filename, message.lineno, "", source), str(message.message)))
+    heard += filter(None, map(numpy_said, given))

@@ -47,13 +47,17 @@ class Scene:
 
 def scenes(frame: FrameType | None = None) -> list[Scene]:
     """The script's running functions, innermost first."""
-    found: list[Scene] = []
-    frame = user_frame(frame)
-    while frame is not None and len(found) < MOST_FRAMES:
+    return [scene_of(each, each.f_lineno) for each in frames(frame)]
+
+
+def frames(frame: FrameType | None = None) -> Iterator[FrameType]:
+    """The script's running frames, innermost first."""
+    frame, count = user_frame(frame), 0
+    while frame is not None and count < MOST_FRAMES:
         if is_users(frame.f_code.co_filename) and len(frame.f_locals) < MOST_NAMES:
-            found.append(scene_of(frame, frame.f_lineno))
+            count += 1
+            yield frame
         frame = frame.f_back
-    return found
 
 
 def scene_of(frame: FrameType, line: int | None) -> Scene:

@@ -149,3 +149,14 @@ def test_a_thread_that_ended_while_it_was_watched_leaves_nothing():
         thread.join()
         assert run.search.watch.is_on, "negative control"
     assert torch.autograd.Function.__dict__["apply"] is before
+
+
+def test_an_optimizer_that_is_being_made_is_not_met_yet():
+    half_made = torch.optim.SGD.__new__(torch.optim.SGD)  # as another thread's is, before its __init__ has run
+    w = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    with instrument.stable() as run:
+        w.square().sum().backward()
+        optimizer.step()
+    assert optimizer in run.optimizers
+    assert half_made not in list(run.optimizers)
