@@ -57,7 +57,8 @@ class KnownOptimizers(WeakSet[torch.optim.Optimizer]):
     """The optimizers of a run. One that a thread is making at this moment has no groups yet, and is passed over."""
 
     def __iter__(self) -> Iterator[torch.optim.Optimizer]:
-        return (optimizer for optimizer in super().__iter__() if hasattr(optimizer, "param_groups"))
+        known = [reference() for reference in list(self.data)]  # type: ignore[attr-defined]  # at once: another thread may add one
+        return iter([optimizer for optimizer in known if optimizer is not None and hasattr(optimizer, "param_groups")])
 
 
 class Run:
