@@ -493,16 +493,17 @@ class Watch:
 
     def step_finished(self) -> None:
         """Count a watched step; stop when the budget is spent."""
-        if self._mode is None:
+        mode = self._mode  # another thread may take it off meanwhile
+        if mode is None:
             return
-        if self._mode.mending:
-            self._mode.forget_step()
-        elif not self._mode.done:
+        if mode.mending:
+            mode.forget_step()
+        elif not mode.done:
             self.steps += self._step_began
             self._left -= self._step_began
             self._step_began = True
-            self._mode.forget_step()
-            self._mode.done = self._left <= 0
+            mode.forget_step()
+            mode.done = self._left <= 0
         self.settle()
 
     def settle(self) -> None:
