@@ -51,7 +51,7 @@ class ArmedLines:
 
     def newly_fired(self) -> list[Place]:
         """The lines that fired in this step and are not armed, in order."""
-        return [place for place in self._fired if place not in self._armed]
+        return [place for place in self._fired.copy() if place not in self._armed]
 
     def finish_step(self) -> None:
         """What fired counts for its own step alone."""
@@ -59,7 +59,7 @@ class ArmedLines:
 
     def fired_so_far(self) -> dict[Place, None]:
         """What fired in this step, to be given back to `forget_since`."""
-        return dict(self._fired)
+        return self._fired.copy()
 
     def forget_since(self, fired: dict[Place, None]) -> None:
         """Leave out what fired since `fired_so_far`: it was a replay."""

@@ -24,7 +24,7 @@ class KeptParameters:
     """The parameters that a run has met, and copies of them while a bad number is about."""
 
     def __init__(self) -> None:
-        self._leaves: dict[int, weakref.ref[Tensor]] = {}
+        self._leaves: dict[int, weakref.ref[Tensor]] = {}  # read from copies: another thread may add to it
         self._copies: list[tuple[weakref.ref[Tensor], Tensor]] = []
 
     def meet(self, leaves: Iterable[Tensor]) -> None:
@@ -32,18 +32,18 @@ class KeptParameters:
         for leaf in leaves:
             known = self._leaves.get(id(leaf))
             if known is None or known() is not leaf:
-                self._leaves = {key: reference for key, reference in self._leaves.items() if reference() is not None}
+                self._leaves = {key: reference for key, reference in self._leaves.copy().items() if reference() is not None}
                 self._leaves[id(leaf)] = weakref.ref(leaf)
 
     def leaves(self) -> list[Tensor]:
         """The leaves that are updated without an optimizer and are still alive."""
-        return [leaf for reference in self._leaves.values() if (leaf := reference()) is not None]
+        return [leaf for reference in list(self._leaves.values()) if (leaf := reference()) is not None]
 
     def keep(self, optimizers: Iterable[Optimizer]) -> None:
         """Copy every parameter that is finite now, unless copies are held already."""
         if self._copies:
             return
-        met = {id(leaf): leaf for reference in self._leaves.values() if (leaf := reference()) is not None}
+        met = {id(leaf): leaf for reference in list(self._leaves.values()) if (leaf := reference()) is not None}
         met.update((id(p), p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
         with torch.no_grad(), without_function_modes():
             there = (p for p in met.values() if is_plain(p) and p.untyped_storage().nbytes() > 0)  # memory may have been given back for a while

@@ -41,7 +41,7 @@ class Births:
     """The births of the current step, in order, and the lines that are known to make infinities in healthy steps (log(0) in a mask)."""
 
     def __init__(self) -> None:
-        self._current: dict[tuple[Place, str], Birth] = {}
+        self._current: dict[tuple[Place, str], Birth] = {}  # read from copies: another thread may add to it
         self._looked_at: Counter[Place] = Counter()
         self._harmless: set[Place] = set()
         self.latest_harmless: Birth | None = None
@@ -72,14 +72,14 @@ class Births:
         Where the loss is finite and its gradient is not, what was born in backward comes first: bad numbers of the forward pass did not reach
         the loss (a `where` left them out).
         """
-        candidates = [birth for (place, _), birth in self._current.items() if place not in self._harmless]
+        candidates = [birth for (place, _), birth in self._current.copy().items() if place not in self._harmless]
         if loss_is_finite:
             candidates.sort(key=lambda birth: not birth.in_backward)
         return next((birth for birth in candidates if not birth.weak), candidates[0] if candidates else None)
 
     def unbounded(self) -> list[Birth]:
         """Those that nothing was done about on the spot: one of them spoiled the step."""
-        return [birth for (place, _), birth in self._current.items() if place not in self._harmless and birth.event is None]
+        return [birth for (place, _), birth in self._current.copy().items() if place not in self._harmless and birth.event is None]
 
     def finish_step(self, *, healthy: bool) -> None:
         """Forget the step; what was born in one that went well is harmless there."""
@@ -87,5 +87,5 @@ class Births:
         if not self._current:
             return
         if healthy:
-            self._harmless.update(place for (place, _), birth in self._current.items() if not birth.always)
+            self._harmless.update(place for (place, _), birth in self._current.copy().items() if not birth.always)
         self._current.clear()

@@ -64,7 +64,7 @@ class MadeData:
     def origin_within(self, table: Tensor) -> Birth | None:
         """The birth of a part of a table, the other way round: of one of the rows or columns that were put together in it."""
         with torch.no_grad(), without_function_modes():
-            for result, birth in self._held.values():
+            for result, birth in list(self._held.values()):
                 if is_plain(result) and _is_part_of(result, table) and not bool(torch.isfinite(result).all()):
                     return birth
         return None

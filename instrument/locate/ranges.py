@@ -69,9 +69,9 @@ class Ranges:
         self.now = defaultdict(list)
 
     def _sizes(self, op: str, steps: Sequence[tuple[int, _Sizes]], index: int | None = None) -> list[tuple[int, float]]:
-        """What a call of an operation, the latest unless its index is given, gave in these steps."""
+        """What a call of an operation, the latest unless its index is given, gave in these steps (a copy of them: another thread may add one)."""
         index = index if index is not None else len(self.now[op]) - 1 if op in self.now else -1
-        return [(step, sizes[op][index]) for step, sizes in steps if index >= 0 and op in sizes and len(sizes[op]) > index]
+        return [(step, sizes[op][index]) for step, sizes in list(steps) if index >= 0 and op in sizes and len(sizes[op]) > index]
 
     def argument_trend(self, op: str, largest: float, index: int | None = None) -> str | None:
         """How the largest argument of the latest call of an exponential came to be `largest`; None if it did not rise to it."""

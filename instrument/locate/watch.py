@@ -423,47 +423,55 @@ class Watch:
         self._budget = budget
         self._left = 0
         self._open: OpenMode[Watching] | None = None
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()
         self._taps: list[Replacement] = []
         self._step_began = False
         self.steps = 0
 
     @property
     def _mode(self) -> Watching | None:
-        return None if self._open is None else self._open.mode
+        """To be read once in each of the following: another thread may take it off meanwhile."""
+        opened = self._open
+        return None if opened is None else opened.mode
 
     @property
     def places(self) -> Mapping[Any, Place]:
         """Where the nodes of the step under way, and of the one before it, were made, while operations are being watched."""
-        if self._mode is None or not self._step_began or self._mode.done:
+        mode = self._mode
+        if mode is None or not self._step_began or mode.done:
             return {}
-        return ChainMap(self._mode.places, self._mode.earlier_places)
+        return ChainMap(mode.places, mode.earlier_places)
 
     @property
     def since(self) -> int:
         """The number of the first of autograd's nodes whose place is known."""
-        return 0 if self._mode is None else self._mode.since
+        mode = self._mode
+        return 0 if mode is None else mode.since
 
     def entered_at(self, x: Tensor) -> Place | None:
         """The line at which the bad data that this tensor was computed from entered the step that is being watched."""
-        known = None if self._mode is None else self._mode.entered.get(id(x))
+        mode = self._mode
+        known = None if mode is None else mode.entered.get(id(x))
         return None if known is None else known[1]
 
     def recurrence_at(self, site: Site) -> Growth | None:
         """How the results of this line grew from call to call in the step that is being watched, if they did so without bound."""
-        series = {} if self._mode is None else self._mode.sizes.get((site.file, site.line), {})
-        found = [grown for sizes in series.values() if (grown := recurrence(sizes)) is not None]
+        mode = self._mode
+        series = {} if mode is None else mode.sizes.get((site.file, site.line), {})
+        found = [grown for sizes in list(series.values()) if (grown := recurrence(sizes)) is not None]
         return max(found, key=lambda grown: grown.steps, default=None)
 
     @property
     def is_on(self) -> bool:
         """Whether operations are being watched."""
-        return self._mode is not None and not self._mode.done and not self._mode.mending
+        mode = self._mode
+        return mode is not None and not mode.done and not mode.mending
 
     @property
     def mends(self) -> bool:
         """Whether the lines that spoiled a step are being mended."""
-        return self._mode is not None and self._mode.mending
+        mode = self._mode
+        return mode is not None and mode.mending
 
     def start(self, run: Run) -> bool:
         """Begin watching if there is budget left and no other mode is in the way. A call of `apply` on an autograd.Function passes no mode, and a
@@ -483,17 +491,18 @@ class Watch:
     def finish(self, *, mend: bool) -> None:
         """The origin is known: look no further. The mode itself is taken off where that can be done, or stays to `mend` what is born there: an
         operation that no guard covers can only be bounded from here."""
-        if self._mode is not None and not self._mode.mending:
+        mode = self._mode
+        if mode is not None and not mode.mending:
             self.steps += self._step_began
-            self._mode.forget_step()
-            self._mode.mending = mend
-            self._mode.mending_since = torch._C._autograd._get_sequence_nr()
-            self._mode.done = not mend
+            mode.forget_step()
+            mode.mending = mend
+            mode.mending_since = torch._C._autograd._get_sequence_nr()
+            mode.done = not mend
             self.settle()
 
     def step_finished(self) -> None:
         """Count a watched step; stop when the budget is spent."""
-        mode = self._mode  # another thread may take it off meanwhile
+        mode = self._mode
         if mode is None:
             return
         if mode.mending:
@@ -508,13 +517,15 @@ class Watch:
 
     def settle(self) -> None:
         """Take a finished mode off, if it is the one on top: inside a call that it is handling it is not, and the next occasion does it."""
-        if self._open is not None and self._open.mode.done and self._open.leave():
-            self._open = None
-            restore(self._taps)
+        with self._opening:
+            if self._open is not None and self._open.mode.done and self._open.leave():
+                restore(self._taps)
+                self._open = None
 
     def stop(self) -> None:
         """The block closes. A mode that another thread has on does nothing any more, and nothing that was replaced outlives the block."""
-        if self._mode is not None:
-            self._mode.done = True
+        mode = self._mode
+        if mode is not None:
+            mode.done = True
             self.settle()
             restore(self._taps)

@@ -32,13 +32,14 @@ class HandCopies:
         plain = [leaf for leaf in leaves if is_plain(leaf) and leaf.numel()]
         restored = 0
         with torch.no_grad(), without_function_modes():
-            by_place = len(plain) == len(self._copies) and all(leaf.shape == c.shape for leaf, (_, c) in zip(plain, self._copies, strict=True))
-            before = {id(t): copy for reference, copy in self._copies if (t := reference()) is not None}
+            held = self._copies  # another thread may put a list of its own there
+            by_place = len(plain) == len(held) and all(leaf.shape == c.shape for leaf, (_, c) in zip(plain, held, strict=True))
+            before = {id(t): copy for reference, copy in held if (t := reference()) is not None}
             copies = []
             for index, leaf in enumerate(plain):
                 copy = before.get(id(leaf))
                 if copy is None and by_place:
-                    copy = self._copies[index][1]
+                    copy = held[index][1]
                 if is_finite(leaf):
                     copy = _refreshed(copy, leaf)
                 elif copy is not None and copy.shape == leaf.shape and copy.dtype is leaf.dtype:

@@ -29,8 +29,8 @@ class HandWritten:
         known = self._seen.get(id(leaf))
         is_known = known is not None and known[0]() is leaf
         if not is_known:
-            self._seen = {key: seen for key, seen in self._seen.items() if seen[0]() is not None}
-            self._written &= self._seen.keys()
+            self._seen = {key: seen for key, seen in self._seen.copy().items() if seen[0]() is not None}
+            self._written.intersection_update(self._seen)
             self._written.discard(id(leaf))
         with torch.no_grad(), without_function_modes():
             total = leaf.detach().sum(dtype=torch.float64).item()
