@@ -25,12 +25,12 @@ def find_files(paths: Iterable[Path], exclude: tuple[str, ...] = ()) -> list[Pat
     for path in paths:
         if path.is_file():
             if path.suffix not in SUFFIXES and not _is_python_script(path):
-                raise PatchesUsageError(f"{path} is neither a Python file nor a notebook")
+                raise PatchesUsageError(f"{path} is neither a Python file nor a notebook. Give *.py or *.ipynb files, or a folder to search for them")
             found[path] = None
         elif path.is_dir():
             found.update(dict.fromkeys(_walk(path, exclude)))
         else:
-            raise PatchesUsageError(f"{path} does not exist")
+            raise PatchesUsageError(f"{path} does not exist. Give Python files, notebooks, or folders to search for them")
     return list(found)
 
 

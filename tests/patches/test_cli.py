@@ -80,7 +80,7 @@ def test_check_exits_0_when_clean_1_with_findings_2_when_it_could_not_run(run, t
     assert found.status == 1
     assert "safe.py:5:12: NS101 log-softmax" in found.out
     assert run("check", "missing.py").status == 2
-    assert "missing.py does not exist" in run("check", "missing.py").err
+    assert "missing.py does not exist. Give" in run("check", "missing.py").err
 
 
 def test_a_parse_error_is_reported_and_the_rest_is_done(run, tmp_path):
