@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,11 +38,16 @@ class Birth:
     """For bad data that came in at `site`: the statement that had made it bad."""
 
 
+_Step = dict[tuple[Place, str], Birth]
+"""The first birth of each line and operation, in order."""
+
+
 class Births:
     """The births of the current step, in order, and the lines that are known to make infinities in healthy steps (log(0) in a mask)."""
 
     def __init__(self) -> None:
-        self._current: dict[tuple[Place, str], Birth] = {}  # read from copies: another thread may add to it
+        self._current: _Step = {}  # read from copies: another thread may add to it
+        self._carried: list[_Step] = []
         self._looked_at: Counter[Place] = Counter()
         self._harmless: set[Place] = set()
         self.latest_harmless: Birth | None = None
@@ -72,20 +78,41 @@ class Births:
         Where the loss is finite and its gradient is not, what was born in backward comes first: bad numbers of the forward pass did not reach
         the loss (a `where` left them out).
         """
-        candidates = [birth for (place, _), birth in self._current.copy().items() if place not in self._harmless]
+        candidates = self._candidates()
         if loss_is_finite:
             candidates.sort(key=lambda birth: not birth.in_backward)
         return next((birth for birth in candidates if not birth.weak), candidates[0] if candidates else None)
 
     def unbounded(self) -> list[Birth]:
         """Those that nothing was done about on the spot: one of them spoiled the step."""
-        return [birth for (place, _), birth in self._current.copy().items() if place not in self._harmless and birth.event is None]
+        return [birth for birth in self._candidates() if birth.event is None]
 
-    def finish_step(self, *, healthy: bool) -> None:
-        """Forget the step; what was born in one that went well is harmless there."""
+    def carried(self) -> list[Birth]:
+        """What was born before the latest step of another optimizer, where nothing was since: a GAN's generator makes what the discriminator steps
+        for first."""
+        return [] if self._current else self._candidates()
+
+    def _candidates(self) -> list[Birth]:
+        for step in (self._current, *reversed(self._carried)):
+            found = [birth for (place, _), birth in step.copy().items() if place not in self._harmless]
+            if found:
+                return found
+        return []
+
+    def finish_step(self, optimizers: Collection[object], *, healthy: bool) -> None:
+        """Forget the step; what was born in one that went well is harmless there. One of several optimizers may have stepped for another loss: then
+        that is known when each of them has."""
         self.latest_harmless = None
-        if not self._current:
+        if not self._current and not self._carried:
             return
-        if healthy:
-            self._harmless.update(place for (place, _), birth in self._current.copy().items() if not birth.always)
-        self._current.clear()
+        if not healthy:
+            self._current.clear()
+            self._carried.clear()
+            return
+        self._carried.append(self._current)
+        self._current = {}
+        while len(self._carried) >= max(len(optimizers), 1):
+            over = self._carried.pop(0).copy()
+            self._harmless.update(place for (place, _), birth in over.items() if not birth.always)
+        if not any(self._carried):
+            self._carried.clear()

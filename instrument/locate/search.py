@@ -140,6 +140,9 @@ class Search:
         self.compiled.failed()
         self._trend = self._trend or trend_of(run.history.leading_here())
         self._failed_line = run.site()
+        for birth in self.births.carried():
+            if not birth.weak and birth.event is None:
+                run.armed.fire(birth.site)
         fired = run.armed.newly_fired()
         origin = self.births.origin(loss_is_finite=loss_is_seen and not roots)
         # Infinite data may be a mask; the graph knows whether something else was made in it.
@@ -336,7 +339,7 @@ class Search:
         """Forget the step that ended."""
         if healthy and not self._explained:
             self._replay()  # the fault did not come again, so what followed it does not show it
-        self.births.finish_step(healthy=healthy)
+        self.births.finish_step(self._run.optimizers, healthy=healthy)
         # Failures in a row are one cascade; after a step that went well the next one is a new question.
         self._explained = self._explained and not healthy
         self._blamed = False
