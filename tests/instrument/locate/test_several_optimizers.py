@@ -71,4 +71,5 @@ def test_a_line_of_infinities_is_known_to_be_harmless_once_every_optimizer_has_s
                 optimizer.zero_grad()
         site = next(iter(run.search.births._harmless), None)
     assert run.events == ()
-    assert site is not None and site[1] == _line_of("minus infinity, on purpose")
+    assert site is not None
+    assert site[1] == _line_of("minus infinity, on purpose")
