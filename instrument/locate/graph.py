@@ -8,6 +8,7 @@ the place of the same node is met again, and that step's operations are being wa
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,10 +19,11 @@ from torch import Tensor
 from instrument.events import Site
 from instrument.guards.parameter_names import parameter_names
 from instrument.locate.came_in import CameIn, came_in, still_graphed
+from instrument.locate.node_values import asked_again, largest_possible
 from instrument.locate.origin import bad_data, feeding_parameters, kinds, spread
 from instrument.runtime import RUNTIME, without_function_modes
 from instrument.tensors import is_bad, is_there
-from latent_drift.numerics.finite import summarise
+from latent_drift.numerics.finite import largest_magnitude, summarise
 
 Place = tuple[Site, str | None]
 """A line, and the path of the module that it ran in."""
@@ -43,27 +45,10 @@ _TRANSPARENT = (
     "Contiguous", "Flatten", "Repeat", "Flip", "Roll", "Neg", "Abs", "Add", "Sub", "Sum", "Mean", "Mm", "Bmm", "Baddbmm", "Mv", "Dot", "Pow",
     "Pow", "Log", "Sqrt", "Sin", "Cos", "Convolution", "NativeLayerNorm", "ToCopy", "_FilterB", "_ResultB",
 )  # fmt: skip
-# Operations that saved all that went in can be asked again.
-_AGAIN: dict[str, Callable[[Any, Mapping[str, Tensor]], Tensor]] = {
-    "PowBackward0": lambda node, saved: torch.pow(saved["self"], node._saved_exponent),
-    "PowBackward1": lambda node, saved: torch.pow(saved["self"], saved["exponent"]),
-    "MulBackward0": lambda node, saved: saved["self"] * saved["other"],
-    "DivBackward0": lambda node, saved: saved["self"] / saved["other"],
-    "MmBackward0": lambda node, saved: saved["self"] @ saved["mat2"],
-    "BmmBackward0": lambda node, saved: saved["self"] @ saved["mat2"],
-    "AddmmBackward0": lambda node, saved: _linear(node, saved),
-}
 _CANNOT_MAKE_NAN = ("Add", "Sub", "Sum", "Mean")  # of finite numbers: they overflow to Inf first
 
 
 _MASKS = ("MaskedFill", "Where", "MaskedScatter", "IndexFill")
-
-
-def _linear(node: Any, saved: Mapping[str, Tensor]) -> Tensor:
-    """A linear layer's result. Its weight is saved only if its input wants a gradient, but it stands behind the node either way."""
-    bias, _, transposed = (following for following, _ in node.next_functions)
-    weight = transposed.next_functions[0][0].variable
-    return torch.addmm(bias.variable, saved["mat1"], weight.t())
 
 
 def nodes_behind(roots: Iterable[Any]) -> list[Any]:
@@ -207,6 +192,9 @@ class _Reading:
         self._position = {node: i for i, node in enumerate(nodes)}
         self._is_bad: dict[Any, bool] = {}
         self._bad_values: dict[Any, Tensor] = {}
+        self._good_values: dict[Any, Tensor] = {}
+        self._largest: dict[Any, float] = {}
+        self._limit = 1e37
         self._came_in: dict[Any, list[Tensor]] = {}
         self._argument: dict[int, str] = {}
         self._inputs: dict[Any, list[Tensor]] = {}
@@ -224,6 +212,7 @@ class _Reading:
         for node in nodes:
             for name, value in _saved(node):
                 bad = look(value)
+                self._limit = 6e4 if value.dtype is torch.float16 else self._limit
                 maker = value.grad_fn
                 if maker is None and name.startswith(_OWN_RESULTS) and not value.requires_grad:
                     maker = node
@@ -241,20 +230,33 @@ class _Reading:
 
         for node in nodes:
             if node not in self._is_bad:
-                self._ask_again(node)
+                self._work_out(node)
         for node in reversed(nodes):
             if self._is_bad.get(node) is False and (node.name().startswith(_TRANSPARENT) or self._is_positive_exp(node)):
                 for following, _ in node.next_functions:
                     if following is not None:
                         self._is_bad.setdefault(following, False)
 
-    def _ask_again(self, node: Any) -> None:
-        again = _AGAIN.get(node.name())
+    def _work_out(self, node: Any) -> None:
+        """What is known of a node that no other saved the result of."""
+        saved = dict(_saved(node))
+        again = asked_again(node, saved)
         if again is not None:
-            try:
-                self._judge(node, again(node, dict(_saved(node))))
-            except (RuntimeError, TypeError, AttributeError, KeyError, ValueError, IndexError):
-                return  # one of them was not saved, or is packed away
+            self._judge(node, again)
+            return
+        largest = largest_possible(node, saved, _size, self._size_of)
+        if largest < self._limit:  # made of finite numbers that are far from it
+            self._largest[node] = largest
+            self._is_bad[node] = False
+
+    def _size_of(self, node: Any) -> float:
+        """The largest magnitude of what a node gave; infinite where that is not known."""
+        if node is None or self._is_bad.get(node):
+            return math.inf
+        if node not in self._largest:
+            value = getattr(node, "variable", None) if _is_leaf(node) else self._good_values.get(node)
+            self._largest[node] = math.inf if value is None else _size(value)
+        return self._largest[node]
 
     def _is_positive_exp(self, node: Any) -> bool:
         """exp makes 0 of -inf: any other finite result is that of a finite number."""
@@ -265,6 +267,8 @@ class _Reading:
         self._is_bad[maker] = self._is_bad.get(maker, False) or bad
         if bad:
             self._bad_values.setdefault(maker, value)
+        else:
+            self._good_values.setdefault(maker, value)
 
     def suspect(self, step: int) -> Suspect | None:
         for weak_too in (False, True):
@@ -349,6 +353,11 @@ class _Reading:
         names = tuple(n.name() for n in self._nodes)
         argument = self._argument.get(id(x)) if code == "NS803" else None
         return Suspect(code, _op(node), message, step, self._position[node], names, facts, argument, fed_by=_shapes_feeding(node))
+
+
+def _size(x: Tensor) -> float:
+    size = float(largest_magnitude(x)) if is_there(x) and x.is_floating_point() else math.inf
+    return size if math.isfinite(size) else math.inf
 
 
 def _shapes_feeding(node: Any) -> tuple[torch.Size, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -148,6 +149,7 @@ class Search:
         # Infinite data may be a mask; the graph knows whether something else was made in it.
         unexplained = (origin is None and not fired) or (origin is not None and origin.weak)
         located = self.suspects.look(roots, run.tally.steps, run.site()) if unexplained else None
+        origin = origin or self._no_longer_harmless()
         self._name_origin(origin, located, fired)
         if not self._explained and not fired and len(roots) <= 1:  # the inputs of a loss that was bounded have an event already
             self._remember()
@@ -158,6 +160,16 @@ class Search:
                 self._mend_parameters()
         self._watch_what_follows(anew=bool(fired))
         run.armed.tighten()
+
+    def _no_longer_harmless(self) -> Birth | None:
+        """What a line made in this step as it did in steps that went well, if the graph says that it is this operation that spoilt the loss now."""
+        birth, pending = self.births.latest_harmless, self.suspects.pending
+        if birth is None or pending is None or birth.op != pending.op:
+            return None
+        self.births.reopen(birth.site)
+        self._run.armed.fire(birth.site)
+        self.births.add(birth := replace(birth, facts=pending.facts))
+        return birth
 
     def _name_origin(self, origin: Birth | None, located: Located | None, fired: Sequence[Place]) -> None:
         if located is not None:
@@ -274,6 +286,8 @@ class Search:
 
     def _record_located(self, located: Located) -> None:
         suspect = located.suspect
+        if located.site is not None:
+            self.births.reopen(located.site)  # steps went well in spite of what this line makes, and one does not
         self.replays.drop()
         facts = suspect.facts if located.module is None else {**suspect.facts, "module": located.module}
         self._explained = True

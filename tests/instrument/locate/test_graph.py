@@ -66,6 +66,10 @@ def test_a_parameter_is_named_as_one():
         (lambda w: ((w * 1e30) ** 2 * 0.5 - w).mean(), "pow", "Inf"),
         (lambda w: (torch.outer(w, w * 1e20) @ (w * 1e20)).sum() * 1e-20, "mv", "Inf"),
         (lambda w: nn.functional.softmax(w + torch.full((3,), -math.inf), 0).sum(), "softmax", "NaN"),
+        # what saved too little to be judged by itself stands before what is at fault
+        (lambda w: (-0.5 * (w / 3).square() - torch.log(w.relu() * 0.0)).sum(), "log", "Inf"),
+        (lambda w: 2.0 * w.sin().sum() + torch.digamma(w - 1.0).sum(), "digamma", "Inf"),
+        (lambda w: ((w + w.cos()).sum() * 1e20 * (1e20 * w)).mean(), "mul", "Inf"),
     ],
 )
 def test_the_first_node_that_made_a_bad_number(make, op, kind):
@@ -241,3 +245,25 @@ def test_infinities_that_are_loaded_and_do_no_harm_are_no_event():
         net.load_state_dict(net.state_dict())
         net((torch.ones(4, 3) + net.mask).softmax(1)).mean().backward()
     assert run.events == ()
+
+
+def test_a_line_whose_infinities_went_well_before_is_named_and_mended_when_one_does_not():
+    w = nn.Parameter(torch.tensor([0.0, 1.0, 2.0]))
+    optimizer = torch.optim.SGD([w], lr=0.01)
+    losses = []
+    with instrument.stable() as run:
+        for step in range(6):
+            optimizer.zero_grad()
+            weight = -0.5 * (w * 3 - 1) ** 2
+            unlikely = torch.log(w.relu() * 0 + torch.tensor([0.0, 1.0, 1.0]))  # left out at first
+            score = weight - unlikely
+            if step < 3:
+                score = torch.where(torch.isinf(score), torch.zeros(3), score)
+            loss = score.sum()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert [math.isfinite(loss) for loss in losses] == [True, True, True, False, True, True]
+    assert run.first_cause is not None
+    assert (run.first_cause.code, run.first_cause.line, run.first_cause.step) == ("NS205", line_of("left out at first"), 3)
+    assert "NS805" not in {event.code for event in run.events}
