@@ -256,7 +256,7 @@ class Run:
             tally.steps = count
         self._look_for_signs(optimizer, skipped)
         self.search.tell_trend()
-        self._forget_step(healthy=not skipped)
+        self._forget_step(optimizer, healthy=not skipped)
         if skipped:
             tally.skipped += 1
             tally.skipped_in_a_row += 1
@@ -286,13 +286,13 @@ class Run:
         give_up = self.recovery.after_update_by_hand(self, leaves, failed=self.search.blamed)
         self.history.finish_step(self.tally.steps, None)
         self.search.tell_trend()
-        self._forget_step(healthy=not self.search.blamed)
+        self._forget_step(None, healthy=not self.search.blamed)
         if self.subscriptions:
             self.subscriptions.tell(self.history.latest())
         if give_up is not None:
             raise give_up
 
-    def _forget_step(self, *, healthy: bool) -> None:
+    def _forget_step(self, optimizer: torch.optim.Optimizer | None, *, healthy: bool) -> None:
         healthy = healthy and not self.search.blamed
         self.armed.finish_step()
         self.ranges.step_finished(healthy=healthy)
@@ -300,7 +300,7 @@ class Run:
             self.kept.drop()
         else:
             self.put_parameters_back()
-        self.search.step_finished(healthy=healthy)
+        self.search.step_finished(optimizer, healthy=healthy)
 
     def close(self) -> None:
         """The block closes: what was found and has no line is said without one."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from instrument.guards.base import AbstractGuard, Function, Spelling, is_compiling, mimic
+from instrument.guards.expected_error import is_expected
 from instrument.guards.probability import within_rounding
 from instrument.runtime import RUNTIME, is_plain, without_function_modes
 from instrument.tensors import is_bad
@@ -37,8 +38,10 @@ class DistributionGuard(AbstractGuard):
                 return original(distribution, *args, **kwargs)
             try:
                 return original(distribution, *args, **kwargs)
-            except ValueError:
+            except ValueError as error:
                 run = RUNTIME.run
+                if is_expected(error):
+                    raise
                 with without_function_modes():
                     changes = list(_repairs(distribution))
                     bad = [value for value in vars(distribution).values() if isinstance(value, Tensor) and is_bad(value)]

@@ -2,7 +2,7 @@
 
 The healthy path is the original call and nothing else. Where it raises, and the config allows a repair (`repair_raising`: in `train`, not in
 `guard`), a subclass may name the smallest change of the arguments with which the call goes through; it is tried, and noted. Everything else,
-a shape error or a probability of 1.3 too, raises the very same exception as before.
+a shape error or a probability of 1.3 too, raises the very same exception as before, and so does what the script itself is prepared for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from instrument.guards.base import AbstractGuard, Function, Spelling, is_compiling, mimic
+from instrument.guards.expected_error import is_expected
 from instrument.guards.hand_over import call_on, is_foreign, is_handled
 from instrument.runtime import RUNTIME, is_plain, without_function_modes
 from instrument.tensors import is_bad
@@ -64,6 +65,9 @@ class AbstractRaisingGuard(AbstractGuard):
         run = RUNTIME.run
         first_line = str(error).partition("\n")[0].rstrip(": ")
         with without_function_modes():
+            if is_expected(error):
+                run.search.born(self.code, op, message=f"{op} raised: {first_line}", x=culprit)
+                return None
             if is_bad(culprit):
                 run.search.blame_inputs([culprit])
             if run.config.act and run.config.repair_raising and not run.allows(op):

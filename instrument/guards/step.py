@@ -333,7 +333,7 @@ def _clip(optimizer: Optimizer, all_gradients: Sequence[Tensor], gradients: list
         run.history.outcome = "clipped"
         run.note("NS507", "clipped", "step", message=f"gradient norm {norm:.4g} clipped to {threshold}")
         if run.scaled_loss is None:
-            run.search.amplification.begin(norm, run.config.gradient.warn_norm)
+            run.search.amplification.begin(optimizer, norm, run.config.gradient.warn_norm)
 
 
 def _held_with_gradient(parameter: Tensor) -> Tensor:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from instrument.callsite import user_site
@@ -92,6 +94,11 @@ class _Survey(TorchFunctionMode):
         self._made.clear()
         self._nodes.clear()
 
+    def begin_anew(self) -> None:
+        """What was seen belongs to the loss of another optimizer. What was made for both losses is still known where a gradient meets it."""
+        self.forward, self.backward, self.source = Amplifier(), Amplifier(), None
+        self._enlargers.clear()
+
     @property
     def enlarger(self) -> Amplifier:
         """Of the operations on the way to the largest number, the one that enlarged what it took in most: a product of something large with something
@@ -135,19 +142,21 @@ class Amplification:
         self._open: OpenMode[_Survey] | None = None
         self._surveyed_norm = 0.0
         self._began = False
+        self._of: weakref.ref[Optimizer] | None = None
 
-    def begin(self, norm: float, warn_norm: float) -> None:
-        """A gradient of this norm was clipped. A mode that somebody else has open stays the topmost, and compiled code would be compiled anew for
-        one: there nothing is surveyed."""
+    def begin(self, optimizer: Optimizer, norm: float, warn_norm: float) -> None:
+        """A gradient of this norm was clipped, of this optimizer's. A mode that somebody else has open stays the topmost, and compiled code would be
+        compiled anew for one: there nothing is surveyed."""
         if norm <= max(warn_norm, self._surveyed_norm * GROWN) or self._open is not None or not OpenMode.may_open():
             return
         if "torch._dynamo" in sys.modules and torch._dynamo.utils.counters["frames"]:
             return
         self._surveyed_norm = norm
         self._began = False
+        self._of = weakref.ref(optimizer)
         self._open = OpenMode(_Survey())
 
-    def step_finished(self) -> tuple[float, Amplifier, bool] | None:
+    def step_finished(self, optimizer: Optimizer | None) -> tuple[float, Amplifier, bool] | None:
         """After a whole step was surveyed: the norm that asked for it, the place, and whether that is of the forward pass."""
         if self._open is None:
             return None
@@ -155,6 +164,10 @@ class Amplification:
             self._began = True  # the step that was clipped ends; the next one is surveyed from its beginning
             return None
         survey = self._open.mode
+        wanted = None if self._of is None else self._of()
+        if wanted is not None and optimizer is not wanted and not survey.done:
+            survey.begin_anew()
+            return None
         survey.finish()
         self.settle()
         is_forward = survey.forward.size >= LARGE

@@ -19,6 +19,7 @@ from instrument.guards.parameter_names import parameter_names
 from instrument.locate.births import Birth
 from instrument.locate.data_origin import DataOrigin, bad_tables, data_origin
 from instrument.locate.origin import kinds, running_modules, spread, undetached, variable_name
+from instrument.locate.own_state import update_of_state
 from instrument.tensors import is_bad
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class CameIn:
     """Infinities that come in as data may be a mask."""
     made_at: Site | None = None
     """The statement that had made it bad, where `site` or the line that uses it is another one."""
+    is_carried: bool = False
+    """The script computes it from what it was, step after step: it stays bad."""
 
 
 def _is_parameter(x: Tensor) -> bool:
@@ -71,6 +74,11 @@ def came_in(run: Run | None, x: Tensor) -> CameIn:
         in_worker = run.search.worker_births.origin_of(x)
         if in_worker is not None:
             return CameIn(in_worker.code, in_worker.message, in_worker.site, in_worker.op)
+    state = update_of_state(x) if bool((~torch.isneginf(x.detach()) & ~torch.isfinite(x.detach())).any()) else None
+    if state is not None:
+        name, site = state
+        message = f"{name} of shape {shape}, which is computed from what it was at each step, holds {kinds(x)} {spread(x)}"
+        return CameIn("NS803" if bool(torch.isnan(x.detach()).any()) else "NS806", message, made_at=site, is_carried=True)
     tables = bad_tables(x)
     held = (x, *(table for _, table, _ in tables))
     made = None if run is None else next((birth for table in held if (birth := run.search.made.origin_within(table)) is not None), None)

@@ -9,13 +9,24 @@ from instrument.callsite import is_users
 from instrument.events import Site
 
 _SAYS_SO = re.compile(r"\bnan\b|\binfs?\b|infinit|illegal value|singular|converge|overflow|positive.definite|domain error", re.IGNORECASE)
+_OF_DISTRIBUTION = re.compile(r"to satisfy the constraint|to be within the support")
 
 
 def is_numerical(error: BaseException) -> bool:
     """Whether an exception is about numbers: Python's own, a factorization's, or one that says so."""
     if isinstance(error, ArithmeticError) or type(error).__name__ in ("LinAlgError", "_LinAlgError"):
         return True
-    return isinstance(error, RuntimeError | ValueError) and _SAYS_SO.search(str(error)) is not None
+    return isinstance(error, RuntimeError | ValueError) and (_SAYS_SO.search(str(error)) is not None or _is_of_distribution(error))
+
+
+def code_of(error: BaseException) -> str:
+    """The finding of a numerical exception that nothing else explains."""
+    return "NS709" if _is_of_distribution(error) else "NS805"
+
+
+def _is_of_distribution(error: BaseException) -> bool:
+    """Whether torch.distributions refuses a parameter (a scale that a network made negative) or a value."""
+    return isinstance(error, ValueError) and _OF_DISTRIBUTION.search(str(error)) is not None
 
 
 def line_of_death(error: BaseException) -> Site | None:

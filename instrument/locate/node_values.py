@@ -57,10 +57,12 @@ def asked_again(node: Any, saved: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def _linear(node: Any, saved: Mapping[str, Tensor]) -> Tensor:
-    """A linear layer's result. Its weight is saved only if its input wants a gradient, but it stands behind the node either way."""
+    """A linear layer's result. Its weight is saved only if its input wants a gradient, but a parameter stands behind the node either way. Without a
+    bias that was computed (the fast weights of meta-learning) it is as finite as with one."""
     bias, _, transposed = (following for following, _ in node.next_functions)
-    weight = transposed.next_functions[0][0].variable
-    return _aten.addmm(bias.variable, saved["mat1"], weight.t())  # type: ignore[no-any-return]
+    weight = saved["mat2"] if "mat2" in saved else transposed.next_functions[0][0].variable.t()
+    shift = getattr(bias, "variable", None)
+    return _aten.mm(saved["mat1"], weight) if shift is None else _aten.addmm(shift, saved["mat1"], weight)  # type: ignore[no-any-return]
 
 
 Size = Callable[[Any], float]

@@ -20,10 +20,11 @@ from instrument.locate.amplification import Amplification, Amplifier
 from instrument.locate.births import Birth, Births
 from instrument.locate.came_in import came_in
 from instrument.locate.compiled import Compiled
-from instrument.locate.death import first_line, is_numerical, line_of_death
+from instrument.locate.death import code_of, first_line, is_numerical, line_of_death
 from instrument.locate.made_again import MadeAgain
 from instrument.locate.made_data import MadeData
 from instrument.locate.origin import feeding_parameters
+from instrument.locate.own_state import OwnStates
 from instrument.locate.replay import Replays
 from instrument.locate.scene import ends_in_nan, scenes, scenes_at_end
 from instrument.locate.suspects import Located, Suspects
@@ -52,6 +53,7 @@ class Search:
         self.suspects = Suspects()
         self.replays = Replays()
         self.made = MadeData()
+        self.states = OwnStates()
         self.worker_births = WorkerBirths()
         self.amplification = Amplification()
         self.said: list[Said] = []
@@ -113,7 +115,10 @@ class Search:
         found = came_in(self._run, x)
         if found.site is not None:
             self.births.reopen(found.site)
-        self.born(found.code, found.op or op, message=found.message, x=x, site=found.site or site, weak=found.weak, made_at=found.made_at)
+        site = found.site or site
+        if found.is_carried and found.made_at is not None:
+            self.states.add(found.made_at)
+        self.born(found.code, found.op or op, message=found.message, x=x, site=site, weak=found.weak, made_at=found.made_at)
 
     @property
     def blamed(self) -> bool:
@@ -188,6 +193,8 @@ class Search:
             self._run.armed.fire(birth.site)  # nothing else was born: then it was not meant
         if birth.event is None:
             self.made.meet(birth)
+            if birth.made_at is not None:
+                self.states.meet(birth.made_at)
             code, message, trend = self._cause_of(birth.code, birth.message, birth.site, birth.trend)
             message, site = _with_use(message, birth.op, birth.site, birth.made_at)
             self._name(self._run.event(code, "observed", birth.op, message, site, facts=birth.facts, trend=trend))
@@ -234,7 +241,9 @@ class Search:
                 if origin is not None and not origin.weak:
                     self._name_birth(origin)
                 elif (site := line_of_death(error)) is not None:
-                    self._name_birth(Birth("NS805", type(error).__name__, site, f"the script ends here: {type(error).__name__}: {first_line(error)}"))
+                    self._name_birth(
+                        Birth(code_of(error), type(error).__name__, site, f"the script ends here: {type(error).__name__}: {first_line(error)}")
+                    )
             elif error is None and not self._run.tally.steps and not self._run.backward_calls:
                 # Nothing was differentiated (expectation maximisation, a filter), so nothing asked before.
                 origin = self.births.origin()
@@ -320,7 +329,7 @@ class Search:
         self._first_cause = self._first_cause or event
         run = self._run
         if run.policy.act and run.config.repair_raising and not _STEPPING:
-            count = self.made.mend()
+            count = self.made.mend() + self.states.mend()
             if count:
                 site = Site(event.file, event.line, event.function or "", event.source) if event.file and event.line else None
                 message = f"{count} numbers of the data that this line made were not finite and were set to 0: every step that meets them fails"
@@ -349,8 +358,8 @@ class Search:
             if trend.is_runaway:
                 self._first_cause = event
 
-    def step_finished(self, *, healthy: bool) -> None:
-        """Forget the step that ended."""
+    def step_finished(self, optimizer: torch.optim.Optimizer | None, *, healthy: bool) -> None:
+        """Forget the step that ended: of this optimizer, or an update by hand."""
         if healthy and not self._explained:
             self._replay()  # the fault did not come again, so what followed it does not show it
         self.births.finish_step(self._run.optimizers, healthy=healthy)
@@ -358,7 +367,7 @@ class Search:
         self._explained = self._explained and not healthy
         self._blamed = False
         self.watch.step_finished()
-        surveyed = self.amplification.step_finished()
+        surveyed = self.amplification.step_finished(optimizer)
         if surveyed is not None:
             self._name_amplifier(*surveyed)
 
