@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -125,10 +125,14 @@ class EventLog:
         self.dropped = 0
         self.changed: dict[tuple[object, ...], Event] | None = None
         """Where the events that changed are kept for those who follow the run; None while nobody does."""
+        self.forward: Callable[[Event], None] | None = None
+        """Called with each occurrence, in a process that was forked."""
 
     def record(self, event: Event) -> Event:
         """Add an occurrence; returns the event it is now counted in."""
         key = event.key
+        if self.forward is not None:
+            self.forward(event)
         with self._lock:
             known = self._events.get(key)
             if known is None:

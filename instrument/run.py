@@ -21,6 +21,7 @@ from instrument.callsite import is_users, module_path, user_frame, user_site
 from instrument.circumstances import Circumstances
 from instrument.deferred_flags import DeferredFlags, Flag
 from instrument.events import Action, Event, EventLog, Site
+from instrument.forked import Forked
 from instrument.guards.kept_parameters import KeptParameters
 from instrument.history import History
 from instrument.layer_norms import LayerNorms
@@ -71,6 +72,7 @@ class Run:
         self.config = config
         self.policy = Policy(config)
         self.log = EventLog(config.anomaly.max_events)
+        self.forked = Forked()
         self.tally = Tally()
         self.history = History(config.anomaly.history_steps)
         self.layers = LayerNorms()
@@ -311,6 +313,7 @@ class Run:
         if self.put_parameters_back():
             self.search.blame()  # the script's last update: no loss comes after it that would have failed
         self.search.close()
+        self.forked.close(self)
 
     def put_parameters_back(self) -> bool:
         """Restore parameters that an update made non-finite where no optimizer's guard stood, if copies from before it are held; returns whether

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 import threading
 import weakref
@@ -172,6 +173,16 @@ _LANDMARKS = frozenset(
 
 _LOCK = threading.RLock()
 _OPEN: list[Run] = []
+
+
+def _forked() -> None:
+    for run in _OPEN:
+        run.forked.begin(run)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
 _INSTALLATION = _Installation()
 
 

@@ -214,7 +214,7 @@ _ALL: tuple[Finding, ...] = (
     Finding(
         "NS507",
         "exploding-gradient",
-        "the gradient norm is far above its threshold",
+        "the gradient norm is above its threshold",
         "clip the gradient, lower the learning rate, or normalise the layer that amplifies it",
         "none",
     ),

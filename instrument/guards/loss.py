@@ -65,8 +65,8 @@ def _mended(original: Function, op: str, out: Tensor, args: tuple[Any, ...], kwa
     x = argument(args, kwargs, 0, "input", "log_probs")
     inputs = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.is_floating_point()]
     site = run.site()
-    if run.allows(op, site):
-        return out
+    if run.allows(op, site) or (op == "ctc_loss" and out.dim() and not out.requires_grad):
+        return out  # sequence by sequence, and to be looked at only: infinity says which cannot be aligned
     wide = in_float32(op, original, out, args, kwargs, "NS604")
     if wide is not None:
         return wide
@@ -142,6 +142,8 @@ def _reduced(original: Function, op: str, rule: str, args: tuple[Any, ...], kwar
     ceiling = math.sqrt(torch.finfo(kept.dtype).max) if op in _DISTANCES else -math.log(torch.finfo(kept.dtype).tiny)
     fill = ceiling if rule == "bound" else 0.0
     mended = torch.where(bad, torch.full((), fill, dtype=kept.dtype), kept)
+    if op == "kl_div" and not options.get("log_target"):
+        mended = torch.where(bad & (target == 0), torch.zeros((), dtype=kept.dtype), mended)  # 0 log 0 - 0 x: what has no mass adds nothing
     if reduction == "none":
         return mended
     total = mended.sum()

@@ -117,6 +117,24 @@ def test_modules_come_here_too():
     assert run.events[0].file == __file__
 
 
+def test_divergence_where_the_target_has_no_mass():
+    x, target = torch.tensor([[-INF, 0.0, -INF]]), torch.tensor([[0.0, 0.7, 0.3]])
+    plain = F.kl_div(x, target, reduction="none")
+    assert torch.isnan(plain[0, 0]), "negative control: 0 log 0 - 0 * -inf"
+    with instrument.stable("1.0.0", profile="guard"):
+        guarded = F.kl_div(x, target, reduction="none")
+    assert guarded[0, 0] == 0.0
+    assert guarded[0, 1] == plain[0, 1]
+    assert torch.isfinite(guarded[0, 2])
+
+
+def test_ctc_sequence_by_sequence_is_left_to_who_only_looks():
+    arguments = torch.zeros(2, 1, 3).log_softmax(-1), torch.tensor([[1, 1]]), torch.tensor([2]), torch.tensor([2])
+    with instrument.stable("1.0.0", profile="guard") as run:
+        assert torch.isinf(F.ctc_loss(*arguments, reduction="none")).all(), "there is no alignment: that is the answer"
+    assert run.events == ()
+
+
 def test_ctc_without_an_alignment():
     torch.manual_seed(0)
     log_probs = torch.randn(4, 2, 5).log_softmax(-1).requires_grad_()

@@ -11,6 +11,7 @@ import pickle
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,6 +128,16 @@ def test_children_train_to_the_same_bits(method: str) -> None:
     torch.set_num_threads(threads)
     with instrument.stable("1.0.0", profile="guard"):
         assert _child(method, worker_tasks.train) == plain
+
+
+def test_what_is_done_in_a_forked_child_is_told() -> None:
+    with instrument.stable("1.0.0") as run:
+        assert _child("fork", worker_tasks.overflow) == pytest.approx(torch.finfo(torch.float32).max, rel=1e-4)
+        assert run.events == (), "told when the block closes"
+    (event,) = run.events
+    assert (event.code, event.action, event.count) == ("NS201", "bounded", 2)
+    assert "in a process that the script forked" in event.message
+    assert Path(event.file or "").name == "worker_tasks.py"
 
 
 def test_a_spawned_child_starts_without_guards_and_gets_the_original_of_a_function_that_is_sent() -> None:

@@ -37,6 +37,11 @@ def is_free_of_us(queue: Any) -> None:
     queue.put([type(torch.exp).__name__, type(torch.Tensor.log).__name__, torch.isinf(torch.exp(torch.tensor(1000.0))).item()])
 
 
+def overflow(queue: Any) -> None:
+    """Calls exp beyond its range, twice."""
+    queue.put([torch.exp(torch.tensor(200.0)).item() for _ in range(2)][0])
+
+
 def apply_to(queue: Any, function: Any) -> None:
     """Calls a function that was sent here."""
     queue.put(function(inputs()).tolist())
