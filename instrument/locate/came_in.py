@@ -74,7 +74,7 @@ def came_in(run: Run | None, x: Tensor) -> CameIn:
         in_worker = run.search.worker_births.origin_of(x)
         if in_worker is not None:
             return CameIn(in_worker.code, in_worker.message, in_worker.site, in_worker.op)
-    state = update_of_state(x) if bool((~torch.isneginf(x.detach()) & ~torch.isfinite(x.detach())).any()) else None
+    state = None if _is_masked_only(x.detach()) else update_of_state(x)
     if state is not None:
         name, site = state
         message = f"{name} of shape {shape}, which is computed from what it was at each step, holds {kinds(x)} {spread(x)}"
@@ -97,6 +97,11 @@ def came_in(run: Run | None, x: Tensor) -> CameIn:
         message += f": {warned.text}"
     site = origin.site if origin is not None else None if warned is None else warned.site
     return CameIn("NS803", message, weak=weak and warned is None, made_at=site)
+
+
+def _is_masked_only(x: Tensor) -> bool:
+    """Whether everything in `x` that is not finite is minus infinity: states of a forward algorithm begin so."""
+    return not x.is_complex() and bool((torch.isneginf(x) | torch.isfinite(x)).all())
 
 
 def _kept_in_a_buffer(run: Run, x: Tensor) -> Birth | None:

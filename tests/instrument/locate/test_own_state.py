@@ -95,3 +95,20 @@ def test_which_statements_update_a_state():
     assert update_of_state(velocity)[1].line == _line_of("the velocity")
     assert update_of_state(best) is None
     assert update_of_state(drawn) is None, "made anew each time"
+
+
+def test_a_complex_state_is_read_too():
+    phase = torch.ones(2, dtype=torch.complex64)
+    weight = nn.Parameter(torch.ones(2))
+    losses = []
+    with instrument.stable() as run:
+        for _ in range(6):
+            phase = phase * (1e20 + 1e20j)  # the phase
+            loss = (weight * (phase / phase.abs()).real).square().sum()
+            loss.backward()
+            with torch.no_grad():
+                weight -= 0.1 * weight.grad
+                weight.grad = None
+            losses.append(loss.item())
+    assert run.first_cause is not None
+    assert run.first_cause.line in (_line_of("the phase"), _line_of("the phase") + 1)
