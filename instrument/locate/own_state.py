@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import linecache
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
 import torch
@@ -17,7 +17,7 @@ from instrument.events import Site
 from instrument.locate.birthplace import parts
 from instrument.locate.scene import frames, parsed
 from instrument.runtime import without_function_modes
-from instrument.tensors import is_bad
+from instrument.tensors import is_bad, tensors_in
 
 _Matches = Callable[[ast.expr], bool]
 """Whether an expression is the variable that is asked for."""
@@ -59,12 +59,26 @@ class OwnStates:
         return mended
 
 
+def zero_states_like(leaves: Iterable[Tensor]) -> int:
+    """Set to 0 what is not finite in the tensors of a leaf's shape and type that the script's variables hold: what a rule of its own remembers of the
+    leaf (a velocity). Returns how many numbers."""
+    shapes = {(leaf.shape, leaf.dtype) for leaf in leaves if leaf.dim()}
+    mended = 0
+    with torch.no_grad(), without_function_modes():
+        for value in _carried():
+            if (value.shape, value.dtype) in shapes and value.is_leaf:
+                bad = ~torch.isfinite(value)
+                mended += int(bad.sum())
+                value.masked_fill_(bad, 0.0)
+    return mended
+
+
 def _carried() -> list[Tensor]:
     found: dict[int, Tensor] = {}
     for frame in frames():
         for value in list(frame.f_locals.values()):
-            for held in (value, *(item for _, item in _attributes(value))):
-                if isinstance(held, Tensor) and not held.requires_grad and is_bad(held):
+            for held in tensors_in([value, *(item for _, item in _attributes(value))]):
+                if not held.requires_grad and is_bad(held):
                     found[id(held)] = held
     return list(found.values())
 

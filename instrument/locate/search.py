@@ -433,7 +433,8 @@ class Search:
         if named.code == "NS512":
             return named
         # An overflow that was bounded in an earlier step, or earlier in this one, is where it began without a guard.
-        mended = (e for e in events if e.action in ("bounded", "repaired") and e.code not in CONSEQUENCES and not e.nan and not e.inf)
+        came_in = ("NS803", "NS804")  # mended there, and born elsewhere
+        mended = (e for e in events if e.action in ("bounded", "repaired") and e.code not in (*CONSEQUENCES, *came_in) and not e.nan and not e.inf)
         first = min(mended, key=lambda e: e.step, default=named)
         return first if first.step < named.step else named
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from instrument.events import Action
 from instrument.guards.epsilon import RaisedEps
+from instrument.locate.own_state import zero_states_like
 from instrument.recovery.buffers import KeptBuffers
 from instrument.recovery.counters import Counters
 from instrument.recovery.hand_copies import HandCopies
@@ -141,6 +142,8 @@ class Recovery:
         if restored:
             run.search.blame_births()  # a number that the update itself made: its gradient was finite
             message = f"an update by hand made {restored} tensors non-finite; they were put back as they were before it"
+            forgotten = zero_states_like(leaves)
+            message += f", and {forgotten} numbers that the update remembers of them were set to 0" if forgotten else ""
             run.note("NS508", "rolled-back", "update", message=message)
         if not failed and not restored:
             self._was_good = True

@@ -112,3 +112,38 @@ def test_a_complex_state_is_read_too():
             losses.append(loss.item())
     assert run.first_cause is not None
     assert run.first_cause.line in (_line_of("the phase"), _line_of("the phase") + 1)
+
+
+class _HeavyBall:
+    def __init__(self, parameters, momentum):
+        self.parameters = parameters
+        self.velocities = [torch.zeros_like(p) for p in parameters]
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def step(self):
+        for p, v in zip(self.parameters, self.velocities, strict=True):
+            v.mul_(self.momentum).add_(p.grad)
+            p.sub_(1e-3 * v)
+            p.grad = None
+
+
+def _train_by_hand(steps=400):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 3))
+    x, y = torch.randn(40, 6), torch.randint(0, 3, (40,))
+    ball = _HeavyBall(list(net.parameters()), momentum=1.3)
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(torch.tanh(net(x)), y)
+        loss.backward()
+        ball.step()
+    return net, ball
+
+
+def test_a_velocity_that_overflows_is_forgotten():
+    net, ball = _train_by_hand()
+    assert not all(bool(torch.isfinite(v).all()) for v in ball.velocities), "negative control"
+    with instrument.stable() as run:
+        net, ball = _train_by_hand()
+    assert all(bool(torch.isfinite(p).all()) for p in net.parameters())
+    assert any("the update remembers of them were set to 0" in event.message for event in run.events if event.code == "NS508")
