@@ -13,7 +13,7 @@ import logging
 import random
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ from instrument.distributed.agreement import is_at_work
 from instrument.events import Site
 from instrument.locate.birthplace import Birthplace, is_hole
 from instrument.locate.births import Births
+from instrument.locate.items import bad_item, loaded_data_sets, methods_of
+from instrument.locate.line_tracer import tracing_lines
 from instrument.locate.replay import MOST_COPIED, aside
 from instrument.locate.scene import assigned, read, repeatable, scene_of, written
 from instrument.locate.watch import Watching
@@ -71,25 +73,56 @@ class MadeAgain:
             _LOG.debug("what made the data could not be done once more", exc_info=True)
             return None
 
+    def look_at_items(self, run: Run) -> Said | None:
+        """The same for the item of a data set that a loader gives: the first that holds a number that is not finite is made once more, from a copy of
+        the data set, so that what it counts and draws stays as it is."""
+        if self._done >= MOST or RUNTIME.replaying or is_at_work() or len(run.threads) > 1:
+            return None
+        self._done += 1
+        for data_set in loaded_data_sets():
+            if not all(map(_only_computes, methods_of(data_set))):
+                continue
+            try:
+                with aside(run, []):
+                    run.search.births = Births()
+                    make = bad_item(copy.deepcopy(data_set))
+                    found = None if make is None else first_bad_in(run, make)
+            except Exception:  # as above
+                _LOG.debug("an item of a data set could not be made once more", exc_info=True)
+                continue
+            if found is not None:
+                return found
+        return None
+
 
 def _first_bad(run: Run, statements: list[ast.stmt], frame: FrameType, names: dict[str, Any]) -> Said | None:
     file = frame.f_code.co_filename
     with aside(run, [scene_of(frame, frame.f_lineno)]), _generators_kept(frame):
         run.search.births = Births()
         for statement in statements:
-            heard: list[Said] = []
-            with _hearing(heard), torch._C._EnableTorchFunction(), torch.enable_grad(), Watching(run) as mode:
-                exec(compile(ast.Module([statement], []), file, "exec"), names)
-            mode.done = True
-            birth = run.search.births.origin()
-            if birth is not None and birth.code != "NS803":
-                return Said(birth.site, birth.message)
-            if heard:
-                return heard[0]
+            code = compile(ast.Module([statement], []), file, "exec")
+            found = first_bad_in(run, lambda code=code: exec(code, names))  # type: ignore[misc]
+            if found is not None:
+                return found
             with torch.no_grad():
                 if any(is_hole(names.get(name)) for name in written(statement)):
                     return Said(Site(file, statement.lineno, frame.f_code.co_name, linecache.getline(file, statement.lineno).strip() or None), "")
     return None
+
+
+def first_bad_in(run: Run, do: Callable[[], object]) -> Said | None:
+    """The first line of the script that makes a number that is not finite in what is done, as far as torch's operations, numpy's warnings or the
+    variables of the script's functions show it."""
+    heard: list[Said] = []
+    with _hearing(heard), torch._C._EnableTorchFunction(), torch.enable_grad(), Watching(run) as mode, tracing_lines() as traced:
+        do()
+    mode.done = True
+    birth = run.search.births.origin()
+    if birth is not None and birth.code != "NS803":
+        return Said(birth.site, birth.message)
+    if heard:
+        return heard[0]
+    return None if traced.site is None else Said(traced.site, "")
 
 
 def _only_computes(node: ast.AST) -> bool:

@@ -218,3 +218,72 @@ def test_a_rate_that_a_line_spoilt_which_went_well_before():
             optimizer.step()
     assert p.isfinite().all()
     assert run.first_cause.line == line_of("infinite in the first epoch, and NaN when nothing changes from nothing")
+
+
+def silent_scores(a):
+    mean = a.mean(axis=0)
+    spread = a.std(axis=0)
+    with np.errstate(all="ignore"):
+        return (a - mean) / spread  # silently 0 by 0
+
+
+def batches_of(table):
+    for start in range(0, len(table), 4):
+        yield torch.from_numpy(table[start : start + 4])
+
+
+def test_a_function_that_silences_numpy_is_followed_line_by_line():
+    raw = columns()
+    scores = silent_scores(raw)
+    net = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    with instrument.stable() as run:
+        for batch in batches_of(scores):
+            optimizer.zero_grad()
+            net(batch).abs().mean().backward()
+            optimizer.step()
+    assert (run.first_cause.code, run.first_cause.line) == ("NS803", line_of("silently 0 by 0"))
+
+
+class Waves(torch.utils.data.Dataset):
+    """Items that are computed as they are asked for, from counts of which one item has a 0."""
+
+    def __init__(self):
+        self.asked = 0
+        self.generator = np.random.default_rng(3)
+        self.counts = [np.arange(1 if i != 6 else 0, 5 if i != 6 else 4, dtype=np.float32) for i in range(12)]
+
+    def __len__(self):
+        return len(self.counts)
+
+    def __getitem__(self, i):
+        self.asked += 1
+        noise = self.generator.normal(size=4).astype(np.float32)
+        with np.errstate(all="ignore"):
+            entropy = self.counts[i] * np.log(self.counts[i])  # of a count of 0
+        return torch.from_numpy(entropy), torch.tensor([float(noise[0])])
+
+
+def train_on_waves(waves):
+    torch.manual_seed(0)
+    net = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    for _ in range(2):
+        for x, y in torch.utils.data.DataLoader(waves, batch_size=3):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(net(x), y).backward()
+            optimizer.step()
+    return net
+
+
+def test_an_item_of_a_data_set_is_made_once_more_and_nothing_else_is_moved():
+    plain = Waves()
+    train_on_waves(plain)
+    waves = Waves()
+    with instrument.stable() as run:
+        net = train_on_waves(waves)
+    assert run.first_cause is not None
+    assert (run.first_cause.code, run.first_cause.line) == ("NS803", line_of("of a count of 0"))
+    assert "an item of the data set is made so at" in run.first_cause.message
+    assert (waves.asked, waves.generator.normal()) == (plain.asked, plain.generator.normal())
+    assert all(p.isfinite().all() for p in net.parameters())
