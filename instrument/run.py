@@ -394,6 +394,7 @@ class Run:
             "overrides": dict(_plain_items(self.config.overrides)),
             **asdict(self.tally),
             **self.recovery.facts(),
+            "steps_of_all_optimizers": self.recovery.counters.taken + self.tally.skipped,
             "watched_steps": self.search.watch.steps,
             "not_watched": [asdict(function) for function in self.search.compiled.unseen],
             "not_in_float32": [asdict(function) for function in self._half_in_compiled()],

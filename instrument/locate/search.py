@@ -17,6 +17,7 @@ from instrument.events import CONSEQUENCES, Event, Site
 from instrument.guards.parameter_names import parameter_names
 from instrument.guards.step import _STEPPING
 from instrument.locate.amplification import Amplification, Amplifier
+from instrument.locate.apart import apart
 from instrument.locate.births import Birth, Births
 from instrument.locate.came_in import came_in
 from instrument.locate.compiled import Compiled
@@ -70,6 +71,7 @@ class Search:
         self.seconds: float | None = None
         """From the first failure to its line; None while there is none. What a guard had seen is known at once."""
 
+    @apart
     def born(
         self,
         code: str,
@@ -105,6 +107,7 @@ class Search:
                 self.made.add(result, birth)
                 self.worker_births.add(result, birth)
 
+    @apart
     def came_in(self, op: str, x: Tensor, site: Site | None = None) -> None:
         """Remember a bad tensor that no operation of this step made: data, a parameter, or what an earlier line made bad.
 
@@ -125,6 +128,7 @@ class Search:
         """Whether this step's loss or gradient is known not to be finite."""
         return self._blamed
 
+    @apart
     def blame(self, roots: Sequence[Any] = (), *, loss_is_seen: bool = True) -> None:
         """This step's loss or gradient is not finite: name the first place that made a bad number, and guard such places more tightly from now on.
 
@@ -204,6 +208,7 @@ class Search:
         self.suspects.drop()
         self.replays.drop()
 
+    @apart
     def look_behind(self, x: Tensor) -> None:
         """An operation that is watched was given numbers that are not finite, made before the watching began by operations whose graph is alive."""
         if self.suspects.pending is None and not self._explained:
@@ -211,6 +216,7 @@ class Search:
             if located is not None:
                 self._record_located(located)
 
+    @apart
     def sight(self, x: Tensor) -> None:
         """The script itself looks at a loss that is not finite: it may stop here, so what can be known is found now."""
         if RUNTIME.replaying or self._blamed or self._explained or _graph_task() != -1:
@@ -224,6 +230,7 @@ class Search:
         self._remember()
         self._replay()
 
+    @apart
     def end(self, error: BaseException | None = None) -> None:
         """The script ended, or dies of an exception: a loss that was not finite and came to no backward pass is looked for in what its functions
         held."""
@@ -271,6 +278,7 @@ class Search:
         elif not anew and (not self._explained or run.policy.act):
             self.watch.start(run)
 
+    @apart
     def blame_births(self) -> None:
         """A number that is not finite arrived where no loss or gradient shows it, in a learning rate: if one was born in this step, it is that."""
         if self.births.origin() is not None:
@@ -279,12 +287,14 @@ class Search:
             said = [Birth("NS805", "numpy", one.site, f"numpy: {one.text}") for one in self.said[-1:]]
             self._name_birth(self.births.latest_harmless or said[0])
 
+    @apart
     def blame_inputs(self, inputs: Sequence[Tensor]) -> None:
         """An operation cannot take these, NaN or Inf that was made before: that is the cause. What this very line made of them is its own matter."""
         origin, site = self.births.origin(), self._run.site()
         if origin is None or site is None or (origin.site.file, origin.site.line) != (site.file, site.line):
             self.blame(inputs)
 
+    @apart
     def meet_graph(self, roots: Sequence[Any]) -> None:
         """A backward pass begins: if a node of an earlier step's graph is wanted, its line may be known from this one."""
         if self.suspects.pending is not None:
@@ -347,6 +357,7 @@ class Search:
         said = f"within the step the result of this line {grown.over('call')}: an exploding recurrence"
         return "NS806" if code == "NS805" else code, f"{message}; {said}", said if before is None else f"{said}; {before}"
 
+    @apart
     def tell_trend(self) -> None:
         """Say the trend at the line that steps. A learning rate that grew without bound is the cause, wherever the numbers overflowed."""
         trend, self._trend = self._trend, None
@@ -376,6 +387,7 @@ class Search:
         self.watch.stop()
         self.amplification.stop()
 
+    @apart
     def close(self) -> None:
         """What was found and has no line is done once more; failing that it is said without one."""
         self.tell_trend()

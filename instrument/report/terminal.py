@@ -200,9 +200,11 @@ def unreached(facts: Mapping[str, Any]) -> list[str]:
 
 def counts(facts: Mapping[str, Any]) -> str:
     """The last line: steps, what was skipped and clipped, interventions, and what was not kept."""
-    acted = facts["interventions"]
+    acted, of_all = facts["interventions"], facts.get("steps_of_all_optimizers", 0)
+    together = f" ({of_all} of all optimizers)" if of_all > facts["steps"] else ""
     return (
-        f"{facts['steps']} optimizer steps: {facts['skipped']} skipped, {facts['clipped']} clipped; {acted} intervention{'' if acted == 1 else 's'}"
+        f"{facts['steps']} optimizer steps{together}: {facts['skipped']} skipped, {facts['clipped']} clipped; "
+        f"{acted} intervention{'' if acted == 1 else 's'}"
         + (f"; {facts['watched_steps']} steps were watched operation by operation" if facts.get("watched_steps") else "")
         + _rollback_line(facts.get("rollback"), facts.get("rolled_back", 0))
         + (f"; {facts['events_dropped']} further events were not kept" if facts["events_dropped"] else "")

@@ -85,6 +85,11 @@ def test_nothing_happened_is_said():
     assert "nothing had to be done in 40 optimizer steps (251 operations were guarded)" in summary_table([], facts(interventions=0), None)
 
 
+def test_several_optimizers_are_counted_together_too():
+    assert summary_table([], facts(steps_of_all_optimizers=40), None).count("of all optimizers") == 0
+    assert "40 optimizer steps (80 of all optimizers): " in summary_table([event()], facts(steps_of_all_optimizers=80), None)
+
+
 @pytest.mark.parametrize("width", [30, 80, None])
 def test_the_first_cause_repeats_all_that_is_known_of_it(width):
     cause = event(minimum=-2.5, maximum=88.7, dtype="float32", parameters=("enc.weight", "enc.bias"), trend="the loss grew 3 x a step", step=7)
