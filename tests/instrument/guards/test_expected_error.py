@@ -44,7 +44,7 @@ def _wanted_by_a_test(matrix):
     with case.assertRaises(RuntimeError):  # noqa: PT027  # the form of unittest is what is tried
         torch.linalg.inv(matrix)
     with pytest.raises(ValueError, match="constraint"):
-        torch.distributions.Normal(torch.zeros(2), torch.tensor([0.0, 1.0]))
+        torch.distributions.Normal(torch.zeros(2), torch.tensor([0.0, 1.0]), validate_args=True)
     return matrix, 0
 
 

@@ -38,9 +38,10 @@ def is_free_of_us(queue: Any) -> None:
 
 
 def overflow(queue: Any) -> None:
-    """Calls exp beyond its range, twice."""
-    torch.exp(torch.tensor(200.0))
-    queue.put(torch.exp(torch.tensor(200.0)).item())
+    """Calls exp beyond its range, twice at one line."""
+    for _ in range(2):
+        largest = torch.exp(torch.tensor(200.0))
+    queue.put(largest.item())
 
 
 def apply_to(queue: Any, function: Any) -> None:
