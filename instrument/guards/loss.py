@@ -146,15 +146,29 @@ def _reduced(original: Function, op: str, rule: str, args: tuple[Any, ...], kwar
         mended = torch.where(bad & (target == 0), torch.zeros((), dtype=kept.dtype), mended)  # 0 log 0 - 0 x: what has no mass adds nothing
     if reduction == "none":
         return mended
-    total = mended.sum()
+    total = _sum(mended)
     if reduction == "sum":
-        return total
+        return _narrowed(total, kept.dtype)
     if reduction == "batchmean":
-        return total / x.shape[0]
+        return _narrowed(total / x.shape[0], kept.dtype)
     counted = torch.ones_like(elements) if rule == "bound" else (~bad).to(elements.dtype)
     if op in _CLASS_LOSSES and not target.is_floating_point():
         ignored = target == options.get("ignore_index", -100)
         weight = options.get("weight")
         shares = torch.ones_like(elements) if weight is None else weight.detach()[target.masked_fill(ignored, 0)]
         counted = counted * shares.masked_fill(ignored, 0.0)
-    return total / counted.sum().clamp(min=torch.finfo(kept.dtype).tiny)
+    return _narrowed(total / counted.sum().clamp(min=torch.finfo(kept.dtype).tiny), kept.dtype)
+
+
+def _sum(elements: Tensor) -> Tensor:
+    """The sum of finite elements; in float64 where it overflows their own dtype, since a mean of them may not."""
+    total = elements.sum()
+    return total if math.isfinite(total.item()) else elements.double().sum()
+
+
+def _narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Back in the dtype of the loss: near its largest number, where it is beyond. The gradient is that of the sum, whose elements are finite."""
+    if value.dtype is dtype:
+        return value
+    excess = (value - torch.finfo(dtype).max * (1.0 - 1e-6)).clamp(min=0.0).detach()
+    return (value - excess).to(dtype)

@@ -61,7 +61,8 @@ def came_in(run: Run | None, x: Tensor) -> CameIn:
     if _is_parameter(x):
         site = loaded_at(x)
         loaded = "" if site is None else ", as it was loaded"
-        return CameIn("NS804", f"the parameter {parameter_names([x])[0]} of shape {shape} holds {kinds(x)} {spread(x)}{loaded}", site)
+        weak = site is None and is_masked_only(x.detach())  # transitions that a model forbids
+        return CameIn("NS804", f"the parameter {parameter_names([x])[0]} of shape {shape} holds {kinds(x)} {spread(x)}{loaded}", site, weak=weak)
     weak = not bool(torch.isnan(x.detach()).any())
     made = None if run is None else run.search.made.origin_of(x) or _kept_in_a_buffer(run, x)
     if made is not None:
@@ -74,7 +75,7 @@ def came_in(run: Run | None, x: Tensor) -> CameIn:
         in_worker = run.search.worker_births.origin_of(x)
         if in_worker is not None:
             return CameIn(in_worker.code, in_worker.message, in_worker.site, in_worker.op)
-    state = None if _is_masked_only(x.detach()) else update_of_state(x)
+    state = None if is_masked_only(x.detach()) else update_of_state(x)
     if state is not None:
         name, site = state
         message = f"{name} of shape {shape}, which is computed from what it was at each step, holds {kinds(x)} {spread(x)}"
@@ -102,7 +103,7 @@ def came_in(run: Run | None, x: Tensor) -> CameIn:
     return CameIn("NS803", message, weak=weak and warned is None, made_at=site)
 
 
-def _is_masked_only(x: Tensor) -> bool:
+def is_masked_only(x: Tensor) -> bool:
     """Whether everything in `x` that is not finite is minus infinity: states of a forward algorithm begin so."""
     return not x.is_complex() and bool((torch.isneginf(x) | torch.isfinite(x)).all())
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from instrument.events import Site
 from instrument.guards.parameter_names import parameter_names
-from instrument.locate.came_in import CameIn, came_in, still_graphed
+from instrument.locate.came_in import CameIn, came_in, is_masked_only, still_graphed
 from instrument.locate.node_values import asked_again, largest_possible
 from instrument.locate.origin import bad_data, feeding_parameters, kinds, spread
 from instrument.runtime import RUNTIME, without_function_modes
@@ -284,7 +284,7 @@ class _Reading:
 
     def _counts(self, x: Tensor) -> bool:
         """Infinities that come in as data may be a mask: they are named only if there is nothing else, or if it is known what made them."""
-        if x.requires_grad or bool(torch.isnan(x).any()):
+        if (x.requires_grad and not is_masked_only(x.detach())) or bool(torch.isnan(x).any()):
             return True
         return RUNTIME.active and not self._told_of(x).weak
 
@@ -295,8 +295,10 @@ class _Reading:
         return self._told[id(x)][1]
 
     def _is_made_of_infinite_data(self, node: Any) -> bool:
-        """Whether the node merely hands on infinities that came in as data (a mask added to scores)."""
-        return node in self._came_in and not bool(torch.isnan(self._bad_values[node]).any())
+        """Whether the node merely hands on infinities that came in as data (a mask added to scores), or that a mask before it must have brought:
+        log_softmax of finite numbers is finite."""
+        value = self._bad_values[node]
+        return (node in self._came_in and not bool(torch.isnan(value).any())) or (node.name().startswith("LogSoftmax") and is_masked_only(value))
 
     def _outsider(self, node: Any, x: Tensor, step: int) -> Suspect:
         run = RUNTIME.run if RUNTIME.active else None
@@ -342,7 +344,8 @@ class _Reading:
                 return self._named(maker, "NS803", f"data that {_op(maker)} takes in holds NaN, and so does its result ({spread(bad)})", step, bad)
         inputs = self._inputs.get(maker, [])
         widest = max(inputs, key=lambda x: float(x.abs().max()), default=None)
-        return self._named(maker, "NS805", f"{_op(maker)} of finite inputs gave {what}", step, widest if widest is not None else bad)
+        made_of = "inputs that hold Inf" if any(map(is_bad, inputs)) else "finite inputs"
+        return self._named(maker, "NS805", f"{_op(maker)} of {made_of} gave {what}", step, widest if widest is not None else bad)
 
     def _named(self, node: Any, code: str, message: str, step: int, x: Tensor | None) -> Suspect:
         facts: dict[str, Any] = {"parameters": tuple(parameter_names(feeding_parameters(node)))}

@@ -19,7 +19,7 @@ from instrument.guards.step import _STEPPING
 from instrument.locate.amplification import Amplification, Amplifier
 from instrument.locate.apart import apart
 from instrument.locate.births import Birth, Births
-from instrument.locate.came_in import came_in
+from instrument.locate.came_in import came_in, is_masked_only
 from instrument.locate.compiled import Compiled
 from instrument.locate.death import code_of, first_line, is_numerical, line_of_death
 from instrument.locate.made_again import MadeAgain
@@ -67,6 +67,7 @@ class Search:
         self._amplified_at: Site | None = None
         self._trend: Trend | None = None
         self._failed_line: Site | None = None
+        self._located_at: Place | None = None
         self._failed_at: float | None = None
         self.seconds: float | None = None
         """From the first failure to its line; None while there is none. What a guard had seen is known at once."""
@@ -168,7 +169,21 @@ class Search:
             with torch.no_grad(), without_function_modes():
                 self._mend_parameters()
         self._watch_what_follows(anew=bool(fired))
+        if located is not None and self._comes_again(located):
+            self.watch.start(run)
+            self.watch.finish(mend=True)
         run.armed.tighten()
+
+    def _comes_again(self, located: Located) -> bool:
+        """Whether an operation that no guard covers spoils one loss after the other: its line is armed, and bounded from the watching mode."""
+        site = located.site
+        if site is None or located.suspect.code != "NS805" or not self._run.policy.act:
+            return False
+        place = (site.file, site.line)
+        comes_again, self._located_at = place == self._located_at, place
+        if comes_again:
+            self._run.armed.fire(site)
+        return comes_again
 
     def _no_longer_harmless(self) -> Birth | None:
         """What a line made in this step as it did in steps that went well, if the graph says that it is this operation that spoilt the loss now."""
@@ -318,7 +333,7 @@ class Search:
         """Set what is not finite in parameters that came in so to 0: while it is there every step fails."""
         run = self._run
         met = [p for optimizer in run.optimizers for group in optimizer.param_groups for p in group["params"]] + run.kept.leaves()
-        bad = [p for p in met if is_bad(p)]
+        bad = [p for p in met if is_bad(p) and not is_masked_only(p.detach())]
         if bad:
             names = ", ".join(parameter_names(bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
             run.note("NS804", "repaired", "parameter", message=f"what was not finite in {len(bad)} parameters ({names}) was set to 0")

@@ -117,6 +117,21 @@ def test_modules_come_here_too():
     assert run.events[0].file == __file__
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_finite_elements_whose_sum_overflows(reduction):
+    x = torch.full((1000,), 1e19, requires_grad=True)
+    target = torch.zeros(1000)
+    assert torch.isinf(F.mse_loss(x, target, reduction=reduction)), "negative control: 1000 squares of 1e38"
+    with instrument.stable("1.0.0", profile="guard") as run:
+        loss = F.mse_loss(x, target, reduction=reduction)
+        loss.backward()
+    expected = min((x.detach().double() ** 2).sum().item() / (1000 if reduction == "mean" else 1), torch.finfo(torch.float32).max)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert loss.dtype is torch.float32
+    torch.testing.assert_close(x.grad, 2e19 / (1000 if reduction == "mean" else 1) * torch.ones(1000))
+    assert [event.code for event in run.events] == ["NS604"]
+
+
 def test_divergence_where_the_target_has_no_mass():
     x, target = torch.tensor([[-INF, 0.0, -INF]]), torch.tensor([[0.0, 0.7, 0.3]])
     plain = F.kl_div(x, target, reduction="none")

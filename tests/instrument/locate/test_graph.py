@@ -267,3 +267,40 @@ def test_a_line_whose_infinities_went_well_before_is_named_and_mended_when_one_d
     assert run.first_cause is not None
     assert (run.first_cause.code, run.first_cause.line, run.first_cause.step) == ("NS205", line_of("left out at first"), 3)
     assert "NS805" not in {event.code for event in run.events}
+
+
+def test_log_softmax_hands_a_mask_on():
+    w = nn.Parameter(torch.ones(2, 3))
+    masked = (w * 2.0).masked_fill(torch.tensor([False, False, True]), -math.inf)
+    smoothed = torch.full((2, 3), 0.1)
+    suspect = suspect_of((-smoothed * masked.log_softmax(1)).sum())
+    assert suspect.op == "mul"
+
+
+def test_what_a_parameter_forbids_is_not_blamed():
+    transitions = nn.Parameter(torch.zeros(3, 3))
+    transitions.data[2, :] = -math.inf
+    feature = nn.Parameter(torch.ones(3))
+    scores = transitions + feature
+    largest = scores.max(1, keepdim=True).values
+    suspect = suspect_of((largest + (scores - largest).exp().sum(1, keepdim=True).log()).sum())  # a row of nothing: -inf - -inf
+    assert (suspect.code, suspect.op) == ("NS805", "exp")
+
+
+def test_an_operation_that_no_guard_covers_is_bounded_once_it_spoils_one_loss_after_the_other():
+    torch.manual_seed(0)
+    net = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    mask, losses = torch.tensor([False, False, True]), []
+    with instrument.stable() as run:
+        for _ in range(8):
+            optimizer.zero_grad()
+            logits = net(torch.randn(5, 4)).masked_fill(mask, -math.inf)
+            loss = (-0.1 * nn.functional.log_softmax(logits, 1)).mean()  # smoothed over what is masked
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert math.isinf(losses[0]), "negative control"
+    assert math.isfinite(losses[-1])
+    assert run.first_cause is not None
+    assert run.first_cause.line == line_of("smoothed over what is masked")
