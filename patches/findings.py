@@ -107,8 +107,8 @@ _ALL: tuple[Finding, ...] = (
     Finding(
         "NS201",
         "exp-logvar",
-        "exp of a raw log-variance, log-std or log-scale overflows as training pushes it up",
-        "bound the log-variance once, where it is made, with a bound whose gradient returns",
+        "exp of what nothing bounds (a raw log-variance, log-scale, rate or ratio) overflows as training pushes it up",
+        "bound its argument once, where it is made, with a bound whose gradient returns",
         "unsafe",
     ),
     Finding(
