@@ -16,6 +16,11 @@ SCRIPTS = {
         "import torch\nr = torch.tensor([1.0, 0.0])\nz = (r - r) / r  # HERE\nw = torch.linalg.lstsq(torch.ones(2, 2) * z, z[:, None]).solution\n",
         1,
     ),
+    "a scale that a network made negative": (
+        "import torch\nfrom torch.distributions import Normal\ntorch.manual_seed(0)\nnet = torch.nn.Linear(1, 1)\nnet.bias.data.fill_(-9.0)\n"
+        "d = Normal(torch.zeros(1), net(torch.ones(1)), validate_args=True)  # HERE\n",
+        1,
+    ),
     "a mistake that is none of numbers": ("import torch\nlog = torch.log(torch.zeros(3))\n{}['key']\n", 0),
 }
 
@@ -42,6 +47,8 @@ def test_the_line_is_named(name, tmp_path):
         (ZeroDivisionError("float division by zero"), True),
         (ValueError("cannot convert float NaN to integer"), True),
         (ValueError("expected sequence of length 3"), False),
+        (ValueError("Expected parameter scale of distribution Normal to satisfy the constraint GreaterThan(lower_bound=0.0), but found"), True),
+        (ValueError("Expected value argument to be within the support (IntegerGreaterThan(lower_bound=0))"), True),
         (
             RuntimeError("linalg.inv: The diagonal element 1 is zero, the inversion could not be completed because the input matrix is singular."),
             True,

@@ -73,3 +73,23 @@ def test_a_line_of_infinities_is_known_to_be_harmless_once_every_optimizer_has_s
     assert run.events == ()
     assert site is not None
     assert site[1] == _line_of("minus infinity, on purpose")
+
+
+def test_what_made_a_clipped_gradient_large_is_looked_for_in_its_own_optimizers_loss():
+    torch.manual_seed(0)
+    judge, maker = nn.Linear(2, 1), nn.Linear(2, 2)
+    of_judge = torch.optim.SGD(judge.parameters(), lr=1e-6)
+    of_maker = torch.optim.SGD(maker.parameters(), lr=1e-6)
+    with instrument.stable() as run:
+        for _ in range(4):
+            real = torch.full((8, 2), 30.0)
+            loss = (judge(real) * 40.0).square().mean()  # the judge's own loss
+            of_judge.zero_grad()
+            loss.backward()
+            of_judge.step()
+            made = (judge(maker(torch.randn(8, 2))) * 0.01).square().mean()
+            of_maker.zero_grad()
+            made.backward()
+            of_maker.step()
+    assert run.first_cause is not None
+    assert (run.first_cause.code, run.first_cause.line) == ("NS507", _line_of("the judge's own loss"))
