@@ -36,20 +36,18 @@ class DeferredFlags:
     """The flags of the step that is under way."""
 
     def __init__(self) -> None:
-        self._pending: list[Flag] = []
+        self.pending: list[Flag] = []
         self._lock = threading.RLock()  # a signal's handler may write the report on the thread that holds it
 
     def add(self, flag: Flag) -> bool:
         """Keep one; returns whether there are so many that they should be read now."""
-        self._pending.append(flag)
-        return len(self._pending) >= MOST_FLAGS
+        self.pending.append(flag)
+        return len(self.pending) >= MOST_FLAGS
 
     def take_set(self) -> Iterator[Flag]:
         """Forget all flags and give those that are set, with one transfer for each device."""
-        if not self._pending:
-            return
         with self._lock:
-            pending, self._pending = self._pending, []
+            pending, self.pending = self.pending, []
         by_device: dict[torch.device, list[Flag]] = {}
         for flag in pending:
             by_device.setdefault(flag.value.device, []).append(flag)

@@ -12,7 +12,7 @@ import math
 import types
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,11 +68,15 @@ class LayerTable:
             raise UsageError(f"this is no layers.json of this tool: {type(error).__name__}: {error}") from error
 
 
+def _nobody() -> None:
+    return None
+
+
 class _Columns:
     """The columns of one optimizer's parameters."""
 
     def __init__(self, optimizer: Optimizer | None) -> None:
-        self._optimizer = weakref.ref(optimizer) if optimizer is not None else None
+        self.optimizer: Callable[[], Optimizer | None] = weakref.ref(optimizer) if optimizer is not None else _nobody
         self.rows: dict[int, int] = {}  # id of a parameter -> its row
         self.paths: list[Path] = []
         self.step = 0
@@ -80,10 +84,6 @@ class _Columns:
         self.stride = FIRST_STRIDE
         self.ordinary: list[tuple[int, array[float]]] = []
         self.bad: list[tuple[int, array[float]]] = []
-
-    def are_of(self, optimizer: Optimizer) -> bool:
-        """False for another optimizer that got the same id."""
-        return self._optimizer is not None and self._optimizer() is optimizer
 
     def take(self, parameters: Sequence[Tensor], scale: float, *, bad: bool) -> None:
         """Add a column for the step under way."""
@@ -121,7 +121,7 @@ class LayerNorms:
             scale: a factor that the gradients still carry.
         """
         known = self._columns.get(id(optimizer))
-        if known is None or not known.are_of(optimizer):
+        if known is None or known.optimizer() is not optimizer:  # another one that got the same id
             known = self._columns[id(optimizer)] = _Columns(optimizer)
         known.step += 1
         if bad or known.step >= known.due:

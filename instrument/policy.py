@@ -22,3 +22,5 @@ class Policy:
         self.straight_through: bool = config.exp.gradient_outside == "straight_through"
         self.empty_rows: str = config.softmax.empty_rows
         self.upcast: bool = config.softmax.upcast and config.act
+        self.clips: bool = config.gradient.clip.kind != "none"
+        self.bounds_updates: bool = config.gradient.update_bound.kind != "none"

@@ -40,6 +40,7 @@ from latent_drift.config import StabilityConfig
 from latent_drift.errors import NumericalError
 from latent_drift.numerics.finite import summarise
 from latent_drift.numerics.gradients import GradientHistory
+from latent_drift.numerics.repeated_norm import RepeatedNorm
 from patches.findings import FINDINGS
 
 
@@ -99,8 +100,9 @@ class Run:
             checks=config.anomaly.checks,
         )
         self._is_closing = False
-        self._flags = DeferredFlags()
+        self.deferred = DeferredFlags()
         self._histories: WeakKeyDictionary[torch.optim.Optimizer, GradientHistory] = WeakKeyDictionary()
+        self._norms: ByOptimizer[RepeatedNorm] = ByOptimizer()
         self._optimizer_steps: ByOptimizer[int] = ByOptimizer()
 
     # What guards call -------------------------------------------------------------------------------------------------
@@ -234,12 +236,12 @@ class Run:
     def defer(self, value: Tensor, code: str, action: Action, op: str, site: Site | None, x: Tensor) -> None:
         """Keep a flag on its device until the step reads all of them at once."""
         self.armed.fire(site)
-        if self._flags.add(Flag(value, code, action, op, site, str(x.dtype).removeprefix("torch."), tuple(x.shape))):
+        if self.deferred.add(Flag(value, code, action, op, site, str(x.dtype).removeprefix("torch."), tuple(x.shape))):
             self.read_deferred()
 
     def read_deferred(self) -> None:
         """Record what the flags left on devices say."""
-        for flag in self._flags.take_set():
+        for flag in self.deferred.take_set():
             self.note(flag.code, flag.action, flag.op, site=flag.site, message=flag.message)
 
     def step_number(self, optimizer: torch.optim.Optimizer) -> int:
@@ -257,14 +259,15 @@ class Run:
         if count > tally.steps:
             tally.steps = count
         self._look_for_signs(optimizer, skipped)
-        self.search.tell_trend()
+        if self.search.trend is not None:
+            self.search.tell_trend()
         self._forget_step(optimizer, healthy=not skipped)
         if skipped:
             tally.skipped += 1
             tally.skipped_in_a_row += 1
         else:
             tally.skipped_in_a_row = 0
-        if self.subscriptions:
+        if self.subscriptions.subscribers:
             self.subscriptions.tell(self.history.latest())
 
     def _look_for_signs(self, optimizer: torch.optim.Optimizer, skipped: bool) -> None:
@@ -289,7 +292,7 @@ class Run:
         self.history.finish_step(self.tally.steps, None)
         self.search.tell_trend()
         self._forget_step(None, healthy=not self.search.blamed)
-        if self.subscriptions:
+        if self.subscriptions.subscribers:
             self.subscriptions.tell(self.history.latest())
         if give_up is not None:
             raise give_up
@@ -336,6 +339,13 @@ class Run:
     def is_first_step(self, optimizer: torch.optim.Optimizer) -> bool:
         """True until `optimizer` has finished a step in this run."""
         return id(optimizer) not in self._optimizer_steps
+
+    def gradient_norm(self, optimizer: torch.optim.Optimizer, gradients: list[Tensor]) -> float:
+        """The global norm of this optimizer's gradients, as they are."""
+        norm = self._norms.get(id(optimizer))
+        if norm is None:
+            norm = self._norms.put(optimizer, RepeatedNorm())
+        return norm(gradients)
 
     def gradient_history(self, optimizer: torch.optim.Optimizer, length: int) -> GradientHistory:
         """The gradient norms of this optimizer's steps in this run."""

@@ -35,11 +35,8 @@ class Subscriptions:
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
-        self._subscribers: list[_Subscriber] = []
+        self.subscribers: list[_Subscriber] = []
         self._telling = threading.local()
-
-    def __bool__(self) -> bool:
-        return bool(self._subscribers)
 
     def add(
         self,
@@ -58,13 +55,13 @@ class Subscriptions:
             apart: an exception of it is logged and ends its subscription, instead of being the caller's.
         """
         subscriber = _Subscriber(on_event, on_step, on_close, apart)
-        self._subscribers.append(subscriber)
+        self.subscribers.append(subscriber)
         if self._log.changed is None:
             self._log.changed = {event.key: event for event in self._log}
 
         def remove() -> None:
-            if subscriber in self._subscribers:
-                self._subscribers.remove(subscriber)
+            if subscriber in self.subscribers:
+                self.subscribers.remove(subscriber)
 
         return remove
 
@@ -80,7 +77,7 @@ class Subscriptions:
         failed: list[BaseException] = []
         self._telling.now = True
         try:
-            for subscriber in list(self._subscribers):
+            for subscriber in list(self.subscribers):
                 self._tell_one(subscriber, changed, record, failed)
         finally:
             self._telling.now = False
@@ -102,8 +99,8 @@ class Subscriptions:
             failed.append(error)
             return
         _LOG.warning("what followed the run failed and is told nothing more; training goes on", exc_info=error)
-        if subscriber in self._subscribers:
-            self._subscribers.remove(subscriber)
+        if subscriber in self.subscribers:
+            self.subscribers.remove(subscriber)
 
     def close(self) -> None:
         """The block closes: tell what is left, then that it is over.
@@ -116,12 +113,12 @@ class Subscriptions:
             self.tell(None)
         except Exception as error:
             failed.append(error)
-        for subscriber in list(self._subscribers):
+        for subscriber in list(self.subscribers):
             try:
                 if subscriber.on_close is not None:
                     subscriber.on_close()
             except Exception as error:
                 self._failed(subscriber, error, failed)
-        self._subscribers.clear()
+        self.subscribers.clear()
         if failed:
             raise failed[0]

@@ -66,8 +66,7 @@ def _method(original: Function, spelling: Spelling) -> Function:
     def guarded(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         if RUNTIME.active and not is_compiling():
-            RUNTIME.run.search.watch.settle()
-            RUNTIME.run.search.amplification.settle()
+            RUNTIME.run.search.settle()
         return result
 
     return guarded
@@ -90,8 +89,12 @@ def _backward(original: Function, spelling: Spelling) -> Function:
         roots = _roots(args, kwargs, "tensors")
         _UNDER_WAY.add(thread)
         try:
-            scaled = _look_at_losses(run, roots)
-            run.search.meet_graph(roots)
+            scaled = run.scaled_loss is not None and _is_scaled(run, roots)
+            if not scaled:
+                for root in roots:
+                    _look_at(run, root)
+            if run.search.suspects.pending is not None:
+                run.search.meet_graph(roots)
             result = _among_others(run, original, args, kwargs) if is_at_work() and run.policy.act else original(*args, **kwargs)
             if not scaled and _nobody_steps(run, roots):
                 _judge_leaves(run, roots)
@@ -111,13 +114,9 @@ def _among_others(run: Run, original: Function, args: tuple[Any, ...], kwargs: d
     return result
 
 
-def _look_at_losses(run: Run, roots: Sequence[Any]) -> bool:
-    """Report non-finite losses; returns whether one is a scaled loss, whose value says nothing: it was judged before it was scaled."""
-    for root in roots:
-        if run.scaled_loss is not None and run.scaled_loss() is root:
-            return True
-        _look_at(run, root)
-    return False
+def _is_scaled(run: Run, roots: Sequence[Any]) -> bool:
+    """Whether one is a scaled loss, whose value says nothing: it was judged before it was scaled."""
+    return run.scaled_loss is not None and any(run.scaled_loss() is root for root in roots)
 
 
 def _look_at(run: Run, root: Any) -> None:
@@ -161,7 +160,8 @@ def _nobody_steps(run: Run, roots: Sequence[Any]) -> bool:
     An optimizer that was built before the block is found once, among all objects. Where there are optimizers, the first calls of backward
     still compare their parameters with the leaves: a script may use both.
     """
-    _find_optimizers(run)
+    if run.backward_calls == 0:
+        _find_optimizers(run)
     run.backward_calls += 1
     if not run.has_steps and not run.optimizers:
         return True
@@ -236,9 +236,10 @@ def _grad(original: Function, spelling: Spelling) -> Function:
                 _finish_functional_step(run, _roots(args[1:], kwargs, "inputs"))
 
     def judged(run: Run, result: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if any(run.scaled_loss is not None and run.scaled_loss() is root for root in _roots(args, kwargs, "outputs")):
+        roots = _roots(args, kwargs, "outputs")
+        if _is_scaled(run, roots):
             return result
-        for root in _roots(args, kwargs, "outputs"):
+        for root in roots:
             _look_at(run, root)
         plain = [g for g in result if is_plain(g) and g.is_cpu and g.numel()]
         with without_function_modes():

@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from instrument.guards.base import Function, Spelling, mimic, spelled
-from instrument.guards.hand_over import judging
+from instrument.guards.base import Function, Spelling, is_traced, mimic, spelled
+from instrument.guards.hand_over import is_handled, judging
 from instrument.guards.result import AbstractElementwiseGuard, Call, magnitude
 from instrument.runtime import RUNTIME, is_plain_on_cpu
 
@@ -57,12 +57,20 @@ class DivisionGuard(AbstractElementwiseGuard):
 
         def judge(out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if len(args) > 1 and type(args[1]) in _NUMBERS and args[1]:
-                return out
+                return out  # it came through somebody's handler
             if not is_plain_on_cpu(out) or not out.numel() or self.is_clear(op, out, args, kwargs):
                 return out
             return self.answer(Call(original, op, args, kwargs, out))
 
-        return judging(original, spelling, judge)
+        judged = judging(original, spelling, judge)
+
+        @mimic(original, spelling)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if is_traced() or (len(args) > 1 and type(args[1]) in _NUMBERS and args[1] and not is_handled(args)):
+                return original(*args, **kwargs)
+            return judged(*args, **kwargs)
+
+        return guarded
 
     def _in_place(self, original: Function, spelling: Spelling) -> Function:
         for_tensors = super()._in_place(original, spelling)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from instrument.guards.base import AbstractGuard, Function, Spelling, spelled
-from instrument.guards.hand_over import judging
+from instrument.guards.base import AbstractGuard, Function, Spelling, is_traced, mimic, spelled
+from instrument.guards.hand_over import is_handled, judging
 from instrument.runtime import RUNTIME, is_plain, is_plain_on_cpu
 from latent_drift.numerics.finite import is_finite
 
@@ -77,4 +77,14 @@ class HalfPrecisionGuard(AbstractGuard):
             wide = in_float32(op, original, out, args, kwargs, self.code)
             return out if wide is None else wide
 
-        return judging(original, spelling, judge)
+        judged = judging(original, spelling, judge)
+
+        @mimic(original, spelling)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if is_traced():
+                return original(*args, **kwargs)
+            if _is_autocast("cpu") or is_handled(args) or (kwargs and is_handled((*kwargs.values(),))):
+                return judged(*args, **kwargs)
+            return original(*args, **kwargs)
+
+        return guarded

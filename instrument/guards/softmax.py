@@ -15,9 +15,9 @@ from torch import Tensor
 
 from instrument.guards.base import AbstractGuard, Function, Spelling, is_traced, mimic, spelled
 from instrument.guards.hand_over import call_on, is_foreign, is_handled, judging
-from instrument.guards.result import total
 from instrument.runtime import HALVES, RUNTIME, is_plain, is_plain_on_cpu
 
+_sum = torch.sum
 _SMALL = 32_768  # elements: adding up so many takes no longer than slicing
 
 
@@ -37,12 +37,12 @@ class SoftmaxGuard(AbstractGuard):
                 out = _upcast(original, args, kwargs, out)
             if not is_plain_on_cpu(out):
                 return _on_device(original, op, out, args, kwargs) if is_plain(out) and out.numel() else out
-            # A bad row is NaN in every entry, so one entry of each row tells; a small tensor is read whole, which is quicker than slicing it.
-            dim = _dim(args, kwargs)
-            size = out.numel()
-            if not size:
-                return out
-            told = total(out if dim is None or size <= _SMALL else out.detach().select(dim, 0))
+            # A bad row is NaN in every entry, so one entry of each row tells; a small tensor is read whole, which is quicker than slicing it. Nothing
+            # but NaN can make the sum NaN: no entry is +inf.
+            values = out.detach()
+            if values.numel() > _SMALL and (dim := _dim(args, kwargs)) is not None:
+                values = values.select(dim, 0)
+            told = _sum(values).item()
             return out if told == told else _mended(original, op, out, args, kwargs)
 
         return judging(original, spelling, judge, _compiled(original))

@@ -67,7 +67,7 @@ def stand_in(raw_step: Function, owner: type) -> Function:
         if not RUNTIME.active or is_compiling():
             return run_step(self, *args, **kwargs)
         key = id(self)
-        if key in _STEPPING or (not hooked and _passes_on(self)) or _is_captured():
+        if key in _STEPPING or (not hooked and _passes_on(self)) or (_has_cuda() and _is_captured()):
             return run_step(self, *args, **kwargs)
         if RUNTIME.replaying == get_ident():
             raise StopReplay
@@ -106,15 +106,15 @@ def _passes_on(optimizer: Optimizer) -> bool:
 _has_cuda = functools.cache(torch.cuda.is_available)
 
 
-def _is_captured() -> bool:
-    """Whether a CUDA graph is recording this step: nothing of it may be read then."""
-    return _has_cuda() and torch.cuda.is_current_stream_capturing()
+_is_captured = torch.cuda.is_current_stream_capturing
+"""Whether a CUDA graph is recording this step: nothing of it may be read then."""
 
 
 def _judged_step(optimizer: Optimizer, run_step: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     run = RUNTIME.run
     run.threads.add(get_ident())
-    run.read_deferred()
+    if run.deferred.pending:
+        run.read_deferred()
     closure = _closure_of(args, kwargs) if args or kwargs else None
     lent, skip = run.recovery.before_step(run, optimizer)
     try:
@@ -203,8 +203,8 @@ def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
     run = RUNTIME.run
     gradients, held = _gradients(optimizer)
     scale = _grad_scale(optimizer)
-    norm = _true_norm(held, scale)
-    verdict = _agreed(optimizer, gradients, norm)
+    norm = _true_norm(optimizer, held, scale)
+    verdict = _agreed(optimizer, gradients, norm) if AGREEMENT.concerns(optimizer) else None
     norm = run.history.norm = norm if verdict is None else verdict.norm
     bad = not math.isfinite(norm) and not _scaler_decides(optimizer)
     run.layers.see(optimizer, bad, scale)
@@ -228,12 +228,12 @@ def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
             return False, False
         zero_nonfinite_(held)
         run.history.outcome = "zeroed"
-        norm = _true_norm(held, scale)
-        verdict = _agreed(optimizer, gradients, norm)
+        norm = _true_norm(optimizer, held, scale)
+        verdict = _agreed(optimizer, gradients, norm) if AGREEMENT.concerns(optimizer) else None
         norm = norm if verdict is None else verdict.norm
     if not run.policy.act:
         return False, False
-    if math.isfinite(norm):
+    if run.policy.clips and math.isfinite(norm):
         _clip(optimizer, gradients, held, norm)
     return False, _risky(optimizer, norm) if verdict is None else verdict.risky
 
@@ -247,9 +247,10 @@ def _gradients(optimizer: Optimizer) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _agreed(optimizer: Optimizer, gradients: Sequence[Tensor], norm: float, *, closure: bool = False) -> Verdict | None:
-    """What all processes that train this model make of the gradients; None for a single one. Inside a closure the update is always looked at."""
+    """What all processes that train this model make of the gradients, where `AGREEMENT.concerns` the optimizer. Inside a closure the update is always
+    looked at."""
     run = RUNTIME.run
-    if not AGREEMENT.concerns(optimizer) or not run.policy.act:
+    if not run.policy.act:
         return None
     risky = closure or _risky(optimizer, norm)
     return AGREEMENT.judge(optimizer, gradients, _grad_scale(optimizer), norm, suspect=run.search.blamed, risky=risky)
@@ -269,7 +270,7 @@ def _is_worth_zeroing(optimizer: Optimizer, gradients: Sequence[Tensor]) -> bool
 
 def _risky(optimizer: Optimizer, norm: float) -> bool:
     run = RUNTIME.run
-    return is_risky(optimizer, norm, run.config, first=run.is_first_step(optimizer))
+    return is_risky(optimizer, norm, bounded=run.policy.bounds_updates, first=run.is_first_step(optimizer))
 
 
 def _is_to_blame(verdict: Verdict, held: Sequence[Tensor]) -> bool:
@@ -291,10 +292,10 @@ def _scaler_decides(optimizer: Optimizer) -> bool:
     return isinstance(getattr(optimizer, "found_inf", None), Tensor)
 
 
-def _true_norm(gradients: Sequence[Tensor], scale: float) -> float:
+def _true_norm(optimizer: Optimizer, gradients: list[Tensor], scale: float) -> float:
     """The norm of gradients that carry the factor `scale`."""
     with without_function_modes():  # gradients that are judged here are no data to the watching mode
-        return global_norm(gradients) / scale
+        return RUNTIME.run.gradient_norm(optimizer, gradients) / scale
 
 
 def _clip(optimizer: Optimizer, all_gradients: Sequence[Tensor], gradients: list[Tensor], norm: float) -> None:
@@ -504,10 +505,10 @@ def _with_closure(
     def clipped_closure() -> Any:
         loss = closure()
         gradients, held = _gradients(optimizer)
-        norm = _true_norm(held, _grad_scale(optimizer))
-        verdict = _agreed(optimizer, gradients, norm, closure=True)
+        norm = _true_norm(optimizer, held, _grad_scale(optimizer))
+        verdict = _agreed(optimizer, gradients, norm, closure=True) if AGREEMENT.concerns(optimizer) else None
         norm = RUNTIME.run.history.norm = norm if verdict is None else verdict.norm
-        if math.isfinite(norm):
+        if RUNTIME.run.policy.clips and math.isfinite(norm):
             _clip(optimizer, gradients, held, norm)
         return loss
 

@@ -14,7 +14,6 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from instrument.recovery.state import state_tensors
 from instrument.runtime import HALVES
-from latent_drift.config import StabilityConfig
 from latent_drift.numerics.finite import is_finite
 
 HUGE_UPDATE = 1e12
@@ -26,17 +25,16 @@ HUGE_NORM = 1e18
 OUR_HOOKS = 1
 
 
-def is_risky(optimizer: Optimizer, norm: float, config: StabilityConfig, *, first: bool) -> bool:
+def is_risky(optimizer: Optimizer, norm: float, *, bounded: bool, first: bool) -> bool:
     """Whether this step needs a copy of what it may spoil.
 
     Args:
         norm: the global norm of the gradients as the step will see them.
+        bounded: the config bounds updates, which needs what was there before.
         first: the optimizer has not stepped in this run yet: what its state holds is not known.
     """
-    if not type(optimizer).__module__.startswith("torch.") or not norm < HUGE_NORM:
+    if bounded or not norm < HUGE_NORM or not type(optimizer).__module__.startswith("torch."):
         return True
-    if config.gradient.update_bound.kind != "none":
-        return True  # bounding an update needs what was there before it
     if getattr(optimizer, "_optimizer_step_pre_hooks", None) or len(_global_optimizer_pre_hooks) > OUR_HOOKS:
         return True  # hooks may do anything to the gradients that were judged before them
     if first and not all(is_finite(x) for x in state_tensors(optimizer)):

@@ -139,7 +139,7 @@ class Amplification:
     """Surveys of one run."""
 
     def __init__(self) -> None:
-        self._open: OpenMode[_Survey] | None = None
+        self.opened: OpenMode[_Survey] | None = None
         self._surveyed_norm = 0.0
         self._began = False
         self._of: weakref.ref[Optimizer] | None = None
@@ -147,23 +147,23 @@ class Amplification:
     def begin(self, optimizer: Optimizer, norm: float, warn_norm: float) -> None:
         """A gradient of this norm was clipped, of this optimizer's. A mode that somebody else has open stays the topmost, and compiled code would be
         compiled anew for one: there nothing is surveyed."""
-        if norm <= max(warn_norm, self._surveyed_norm * GROWN) or self._open is not None or not OpenMode.may_open():
+        if norm <= max(warn_norm, self._surveyed_norm * GROWN) or self.opened is not None or not OpenMode.may_open():
             return
         if "torch._dynamo" in sys.modules and torch._dynamo.utils.counters["frames"]:
             return
         self._surveyed_norm = norm
         self._began = False
         self._of = weakref.ref(optimizer)
-        self._open = OpenMode(_Survey())
+        self.opened = OpenMode(_Survey())
 
     def step_finished(self, optimizer: Optimizer | None) -> tuple[float, Amplifier, bool] | None:
         """After a whole step was surveyed: the norm that asked for it, the place, and whether that is of the forward pass."""
-        if self._open is None:
+        if self.opened is None:
             return None
         if not self._began:
             self._began = True  # the step that was clipped ends; the next one is surveyed from its beginning
             return None
-        survey = self._open.mode
+        survey = self.opened.mode
         wanted = None if self._of is None else self._of()
         if wanted is not None and optimizer is not wanted and not survey.done:
             survey.begin_anew()
@@ -177,11 +177,11 @@ class Amplification:
 
     def settle(self) -> None:
         """Take a finished survey off the stack of modes, if it is the topmost."""
-        if self._open is not None and self._open.mode.done and self._open.leave():
-            self._open = None
+        if self.opened is not None and self.opened.mode.done and self.opened.leave():
+            self.opened = None
 
     def stop(self) -> None:
         """The block closes."""
-        if self._open is not None:
-            self._open.mode.finish()
+        if self.opened is not None:
+            self.opened.mode.finish()
             self.settle()

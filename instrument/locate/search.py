@@ -60,12 +60,14 @@ class Search:
         self.said: list[Said] = []
         """What numpy has warned about so far."""
         self.made_again = MadeAgain()
-        self._blamed = False
+        self.blamed = False
+        """Whether this step's loss or gradient is known not to be finite."""
         self._explained = False
         self._first_cause: Event | None = None
         self._amplifier: Event | None = None
         self._amplified_at: Site | None = None
-        self._trend: Trend | None = None
+        self.trend: Trend | None = None
+        """What led to this step's failure, until it is told."""
         self._failed_line: Site | None = None
         self._located_at: Place | None = None
         self._failed_at: float | None = None
@@ -124,11 +126,6 @@ class Search:
             self.states.add(found.made_at)
         self.born(found.code, found.op or op, message=found.message, x=x, site=site, weak=found.weak, made_at=found.made_at)
 
-    @property
-    def blamed(self) -> bool:
-        """Whether this step's loss or gradient is known not to be finite."""
-        return self._blamed
-
     @apart
     def blame(self, roots: Sequence[Any] = (), *, loss_is_seen: bool = True) -> None:
         """This step's loss or gradient is not finite: name the first place that made a bad number, and guard such places more tightly from now on.
@@ -140,16 +137,16 @@ class Search:
             loss_is_seen: False where only the gradient is: a function of torch.func gives no loss.
         """
         run = self._run
-        if not self._blamed:
+        if not self.blamed:
             run.recovery.verdicts.judge(run)  # before anything is armed or put back: a replay is to meet what the step met
         if not roots:
             run.put_parameters_back()  # before a backward pass they stay as its forward pass had them: a checkpoint does that again, and compares
-        if self._blamed:
+        if self.blamed:
             return
-        self._blamed = True
+        self.blamed = True
         self._begin()
         self.compiled.failed()
-        self._trend = self._trend or trend_of(run.history.leading_here())
+        self.trend = self.trend or trend_of(run.history.leading_here())
         self._failed_line = run.site()
         for birth in self.births.carried():
             if not birth.weak and birth.event is None:
@@ -234,7 +231,7 @@ class Search:
     @apart
     def sight(self, x: Tensor) -> None:
         """The script itself looks at a loss that is not finite: it may stop here, so what can be known is found now."""
-        if RUNTIME.replaying or self._blamed or self._explained or _graph_task() != -1:
+        if RUNTIME.replaying or self.blamed or self._explained or _graph_task() != -1:
             return
         self._begin()
         origin = self.births.origin()
@@ -365,7 +362,7 @@ class Search:
         trend = trend or self._run.ranges.large_trend()
         if trend is not None:
             message = f"{message}; {trend}"
-        before = "; ".join(text for text in (trend, self._trend and self._trend.text) if text) or None
+        before = "; ".join(text for text in (trend, self.trend and self.trend.text) if text) or None
         grown = None if site is None else self.watch.recurrence_at(site)
         if grown is None:
             return code, message, before
@@ -375,7 +372,7 @@ class Search:
     @apart
     def tell_trend(self) -> None:
         """Say the trend at the line that steps. A learning rate that grew without bound is the cause, wherever the numbers overflowed."""
-        trend, self._trend = self._trend, None
+        trend, self.trend = self.trend, None
         if trend is not None:
             site = self._run.site()
             if site is None or not is_users(site.file):
@@ -386,16 +383,25 @@ class Search:
 
     def step_finished(self, optimizer: torch.optim.Optimizer | None, *, healthy: bool) -> None:
         """Forget the step that ended: of this optimizer, or an update by hand."""
-        if healthy and not self._explained:
+        if healthy and not self._explained and self.replays.scenes:
             self._replay()  # the fault did not come again, so what followed it does not show it
         self.births.finish_step(self._run.optimizers, healthy=healthy)
         # Failures in a row are one cascade; after a step that went well the next one is a new question.
         self._explained = self._explained and not healthy
-        self._blamed = False
-        self.watch.step_finished()
-        surveyed = self.amplification.step_finished(optimizer)
-        if surveyed is not None:
-            self._name_amplifier(*surveyed)
+        self.blamed = False
+        if self.watch.opened is not None:
+            self.watch.step_finished()
+        if self.amplification.opened is not None:
+            surveyed = self.amplification.step_finished(optimizer)
+            if surveyed is not None:
+                self._name_amplifier(*surveyed)
+
+    def settle(self) -> None:
+        """A call of the script's is over: take off modes that have seen what they were to see."""
+        if self.watch.opened is not None:
+            self.watch.settle()
+        if self.amplification.opened is not None:
+            self.amplification.settle()
 
     def stop_looking(self) -> None:
         """The block closes: no watching mode outlives it."""

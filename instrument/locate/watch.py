@@ -422,7 +422,7 @@ class Watch:
     def __init__(self, budget: int) -> None:
         self._budget = budget
         self._left = 0
-        self._open: OpenMode[Watching] | None = None
+        self.opened: OpenMode[Watching] | None = None
         self._opening = threading.RLock()
         self._taps: list[Replacement] = []
         self._step_began = False
@@ -431,7 +431,7 @@ class Watch:
     @property
     def _mode(self) -> Watching | None:
         """To be read once in each of the following: another thread may take it off meanwhile."""
-        opened = self._open
+        opened = self.opened
         return None if opened is None else opened.mode
 
     @property
@@ -479,11 +479,11 @@ class Watch:
         if self.steps >= self._budget * FAILURES_WATCHED or not OpenMode.may_open():
             return False
         with self._opening:  # of several threads that fail at once, one watches
-            if self._open is not None:
+            if self.opened is not None:
                 return False
             mode = Watching(run)
             self._taps = _tapped(mode)
-            self._open = OpenMode(mode)
+            self.opened = OpenMode(mode)
         self._left = min(self._budget, self._budget * FAILURES_WATCHED - self.steps)
         self._step_began = False
         return True
@@ -502,9 +502,10 @@ class Watch:
 
     def step_finished(self) -> None:
         """Count a watched step; stop when the budget is spent."""
-        mode = self._mode
-        if mode is None:
+        opened = self.opened
+        if opened is None:
             return
+        mode = opened.mode
         if mode.mending:
             mode.forget_step()
         elif not mode.done:
@@ -518,9 +519,9 @@ class Watch:
     def settle(self) -> None:
         """Take a finished mode off, if it is the one on top: inside a call that it is handling it is not, and the next occasion does it."""
         with self._opening:
-            if self._open is not None and self._open.mode.done and self._open.leave():
+            if self.opened is not None and self.opened.mode.done and self.opened.leave():
                 restore(self._taps)
-                self._open = None
+                self.opened = None
 
     def stop(self) -> None:
         """The block closes. A mode that another thread has on does nothing any more, and nothing that was replaced outlives the block."""

@@ -29,7 +29,7 @@ class Counters:
     """How many steps each optimizer took and had skipped, and how many of them each schedule and average has counted."""
 
     def __init__(self) -> None:
-        self._steps: ByOptimizer[tuple[int, int]] = ByOptimizer()
+        self._steps: ByOptimizer[list[int]] = ByOptimizer()  # taken, skipped
         self._counted: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
         self._averaged: WeakKeyDictionary[nn.Module, weakref.ref[Optimizer]] = WeakKeyDictionary()
         self.held = 0
@@ -38,26 +38,25 @@ class Counters:
 
     def step_finished(self, optimizer: Optimizer, *, skipped: bool) -> None:
         """Count a step."""
-        key = id(optimizer)
-        if key not in self._steps:
-            self._steps.put(optimizer, (0, 0))
-        taken, left_out = self._steps[key]
+        counts = self._steps.get(id(optimizer))
+        if counts is None:
+            counts = self._steps.put(optimizer, [0, 0])
+        counts[skipped] += 1
         self.taken += not skipped
-        self._steps[key] = (taken, left_out + 1) if skipped else (taken + 1, left_out)
 
     def rolled_back(self, optimizer: Optimizer) -> None:
         """The state is that of right after a step, before the script's call of its scheduler: that call is to come."""
         taken, left_out = self._steps.get(id(optimizer), (0, 0))
-        self._steps.put(optimizer, (taken + 1, left_out))
+        self._steps.put(optimizer, [taken + 1, left_out])
 
     def holds(self, counter: Any, optimizer: Optimizer) -> bool:
         """Whether this call of a schedule or an average is to be left out: all steps since its last one were skipped."""
-        now = self._steps.get(id(optimizer), (0, 0))
+        taken, left_out = self._steps.get(id(optimizer), (0, 0))
         before = self._counted.get(counter)
-        if before is not None and now[0] == before[0] and now[1] > before[1]:
+        if before is not None and taken == before[0] and left_out > before[1]:
             self.held += 1
             return True
-        self._counted[counter] = now
+        self._counted[counter] = (taken, left_out)
         return False
 
     def optimizer_of(self, average: nn.Module, model: nn.Module) -> Optimizer | None:

@@ -60,23 +60,24 @@ class Rates:
         self._usable: ByOptimizer[dict[int, float]] = ByOptimizer()
         self._before: WeakKeyDictionary[Optimizer, dict[int, float]] = WeakKeyDictionary()
         self._ceilings: WeakKeyDictionary[Optimizer, float] = WeakKeyDictionary()
-        self._backoff: Backoff | None = None
+        self.backoff: Backoff | None = None
+        """What the rates are multiplied by while they return to their own values after a rollback."""
 
     @property
     def factor(self) -> float:
         """What every learning rate is multiplied by now; 1 where nothing was backed off."""
-        return 1.0 if self._backoff is None else self._backoff.factor
+        return 1.0 if self.backoff is None else self.backoff.factor
 
     def back_off(self, start: float, steps: int) -> None:
         """Multiply every rate by `start` from now on, and by more from good step to good step, until 1 after `steps` of them."""
-        self._backoff = Backoff(start, max(steps, 1))
+        self.backoff = Backoff(start, max(steps, 1))
 
     def step_went_well(self) -> None:
         """One good step nearer to the rate's own value."""
-        if self._backoff is not None:
-            self._backoff.good += 1
-            if self._backoff.good >= self._backoff.steps:
-                self._backoff = None
+        if self.backoff is not None:
+            self.backoff.good += 1
+            if self.backoff.good >= self.backoff.steps:
+                self.backoff = None
 
     def lend(self, optimizer: Optimizer) -> tuple[Lent, list[Unusable]]:
         """Set the rates that this step is to use; returns what `take_back` needs, and what was unusable."""
@@ -86,7 +87,7 @@ class Rates:
         ceiling = self._ceilings.get(optimizer, LARGEST) if self._ceilings else LARGEST
         lent: Lent = []
         found: list[Unusable] = []
-        backoff = self._backoff
+        backoff = self.backoff
         for index, group in enumerate(optimizer.param_groups):
             given = group.get("lr")
             if given.__class__ is float and 0.0 <= given < ceiling:

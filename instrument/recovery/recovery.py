@@ -107,14 +107,15 @@ class Recovery:
             failed: it was skipped, or its loss or gradient was not finite.
         """
         self.counters.step_finished(optimizer, skipped=skipped)
-        if failed or self.verdicts.is_recording:
+        if failed or self.verdicts.recording:
             self.verdicts.step_finished()
         if not self._act:
             return None
         self.put_buffers_back(run, failed=failed)
         if not failed:
             self._was_good = True
-            self.rates.step_went_well()
+            if self.rates.backoff is not None:
+                self.rates.step_went_well()
             self._outside.after_step(optimizer)
             if self._failures:
                 self._failures.pop(optimizer, None)
@@ -133,7 +134,7 @@ class Recovery:
 
     def after_update_by_hand(self, run: Run, leaves: Sequence[Tensor], *, failed: bool) -> GiveUpError | None:
         """The same for a script that updates by hand: it is called when the gradients are there and the update is still to come."""
-        if failed or self.verdicts.is_recording:
+        if failed or self.verdicts.recording:
             self.verdicts.step_finished()
         if not self._act:
             return None

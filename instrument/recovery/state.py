@@ -37,32 +37,19 @@ class _Seen:
         self.holder = optimizer.state
         self.size = len(optimizer.state)
         self.tensors = state_tensors(optimizer)
-        self.after = self.count()
+        self.after = sum(map(_version, self.tensors))
         self.before: int | None = None
         self.writes: int | None = None
         self.regular = True
-
-    def count(self) -> int:
-        """The sum of the version counters now."""
-        return sum(map(_version, self.tensors))
 
     def step_finished(self, *, failed: bool) -> None:
         """The optimizer has written, unless its step failed and was left out or put back."""
         if self.regular and self.before is not None and self.writes is not None and not failed:
             self.after = self.before + self.writes
             return
-        self.after = self.count()
+        self.after = sum(map(_version, self.tensors))
         if self.before is not None and not failed:
             self.writes = self.after - self.before
-
-    def is_touched(self) -> bool:
-        """Whether there were other writes since the latest step."""
-        now = self.count()
-        touched = now != self.after
-        if touched:
-            self.regular = False  # somebody has written, or the step was another one than those before it
-        self.before = now
-        return touched
 
 
 def state_tensors(optimizer: Optimizer) -> list[Tensor]:
@@ -97,7 +84,14 @@ class OutsideWrites:
         seen = self._seen.get(id(optimizer))
         if seen is None:
             return bool(optimizer.state)
-        return seen.holder is not optimizer.state or seen.size != len(optimizer.state) or seen.is_touched()
+        if seen.holder is not optimizer.state or seen.size != len(optimizer.state):
+            return True
+        now = sum(map(_version, seen.tensors))
+        touched: bool = now != seen.after
+        if touched:
+            seen.regular = False  # somebody has written, or the step was another one than those before it
+        seen.before = now
+        return touched
 
 
 @torch.no_grad()

@@ -70,7 +70,8 @@ class Verdicts:
 
     def __init__(self, *, wanted: bool) -> None:
         self._wanted = wanted
-        self._handles: list[RemovableHandle] = []
+        self.recording: list[RemovableHandle] = []
+        """The hooks that keep forward calls, while they are being kept."""
         self._calls: list[_Call] = []
         self._depth = 0
         self._left = 0
@@ -81,11 +82,6 @@ class Verdicts:
         self._replays = 0
         self._came_back = False
         self.given: list[Verdict] = []
-
-    @property
-    def is_recording(self) -> bool:
-        """Whether forward calls are being kept."""
-        return bool(self._handles)
 
     def judge(self, run: Run) -> None:
         """The step under way has failed and nothing has reacted to it yet: replay its forward calls, if they were kept."""
@@ -101,7 +97,7 @@ class Verdicts:
             self._wanted = False
             self._give(run, Verdict("unknown", "compiled code is not called once more", run.tally.steps))
             return
-        if not self._handles:
+        if not self.recording:
             self._start()
             return
         if self._thread != get_ident():
@@ -118,17 +114,17 @@ class Verdicts:
     def step_finished(self) -> None:
         """The calls of this step are of no further use."""
         self._judged = False
-        if self._handles and self._thread != get_ident():
+        if self.recording and self._thread != get_ident():
             return
         self._calls.clear()
-        if self._handles:
+        if self.recording:
             self._left -= 1
             if self._left <= 0:
                 self.stop()
 
     def close(self, run: Run) -> None:
         """The block closes: a fault that was never replayed has no verdict."""
-        failed = bool(self._handles) or self._left < 0
+        failed = bool(self.recording) or self._left < 0
         self._wanted = False
         self.stop()
         if failed and not self.given:
@@ -139,16 +135,16 @@ class Verdicts:
 
     def stop(self) -> None:
         """Keep no more calls."""
-        for handle in self._handles:
+        for handle in self.recording:
             handle.remove()
             module_hooks._global_forward_hooks_with_kwargs.pop(handle.id, None)  # this table torch's handle forgets
-        self._left = -1 if self._handles else self._left
-        self._handles.clear()
+        self._left = -1 if self.recording else self._left
+        self.recording.clear()
         self._calls.clear()
         self._depth = 0
 
     def _start(self) -> None:
-        self._handles = [
+        self.recording = [
             register_module_forward_pre_hook(self._before),  # type: ignore[arg-type]  # its own page allows new arguments
             register_module_forward_hook(self._after, with_kwargs=True, always_call=True),
         ]

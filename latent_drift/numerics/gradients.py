@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from latent_drift.errors import UsageError
 from latent_drift.numerics.finite import dense_values, is_finite, largest_magnitude
 
-_HALF = (torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def parameters_of(source: nn.Module | Tensor | Iterable[Tensor]) -> list[Tensor]:
@@ -58,7 +58,7 @@ def _norm_in_float64(gradients: Sequence[Tensor], norm_type: float) -> float:
 
 
 _COPIED_AT_MOST = 2**18  # elements: a copy of one MiB in float32 stays in the cache
-_DOT_AT_MOST = 2**17  # elements of one product: over this many equal squares its error in float32 is 5e-5, over random ones below 1e-6
+DOT_AT_MOST = 2**17  # elements of one product: over this many equal squares its error in float32 is 5e-5, over random ones below 1e-6
 _PIECE = 2**15  # elements of one norm: torch adds squares in their own dtype, and over this many of them the error stays near 1e-5
 
 _flattened = torch._C._nn.flatten_dense_tensors  # type: ignore[attr-defined]
@@ -80,11 +80,11 @@ def _euclidean_norm(tensors: list[Tensor]) -> float:
     calls finds torch's code out of the caches, which costs more than what it computes."""
     together = _joined(tensors)
     if together is not None and not together.is_complex():
-        if together.dtype not in _HALF and together.numel() <= _DOT_AT_MOST:
+        if together.dtype not in HALVES and together.numel() <= DOT_AT_MOST:
             squares: float = _dot(together, together).item()
             return math.sqrt(squares)
         tensors = list(together.split(_PIECE))
-    norms = torch._foreach_norm(tensors, 2.0, dtype=torch.float32) if tensors[0].dtype in _HALF else torch._foreach_norm(tensors, 2.0)
+    norms = torch._foreach_norm(tensors, 2.0, dtype=torch.float32) if tensors[0].dtype in HALVES else torch._foreach_norm(tensors, 2.0)
     return math.hypot(*[norm.item() for norm in norms])  # joined without a kernel, in float64
 
 
@@ -112,7 +112,7 @@ def global_norm(gradients: Sequence[Tensor], norm_type: float = 2.0) -> float:
                 total = _euclidean_norm(tensors)
             else:
                 norms = (
-                    torch._foreach_norm(tensors, norm_type, dtype=torch.float32) if first.dtype in _HALF else torch._foreach_norm(tensors, norm_type)
+                    torch._foreach_norm(tensors, norm_type, dtype=torch.float32) if first.dtype in HALVES else torch._foreach_norm(tensors, norm_type)
                 )
                 total = torch.linalg.vector_norm(torch.stack(norms), norm_type).item()
         except (RuntimeError, NotImplementedError):  # mixed devices, sparse or DTensor among them: the careful path takes any
@@ -135,7 +135,7 @@ def tensor_norms(tensors: Sequence[Tensor], norm_type: float = 2.0) -> list[floa
         norms = list(torch._foreach_norm(values, norm_type))
     else:
         norms = [
-            torch.linalg.vector_norm(v, norm_type, dtype=torch.float32 if v.dtype in _HALF else None)
+            torch.linalg.vector_norm(v, norm_type, dtype=torch.float32 if v.dtype in HALVES else None)
             if v.numel()
             else v.new_zeros((), dtype=torch.float32)
             for v in values

@@ -90,7 +90,7 @@ def test_a_skipped_step_that_a_subscriber_raises_at_is_skipped_all_the_same():
         with pytest.raises(RuntimeError, match="planted"):
             next(steps)
         assert torch.equal(model.weight, before)
-        run.subscriptions._subscribers.clear()
+        run.subscriptions.subscribers.clear()
     assert run.tally.skipped == 1
 
 
