@@ -48,6 +48,8 @@ PLAIN_TYPES: frozenset[type] = frozenset({Tensor, nn.Parameter})
 
 _dispatch_keys = torch._C._dispatch_keys
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_transforms_active = torch._C._are_functorch_transforms_active
+_STRIDED = torch.strided
 _tracing = torch._C._get_tracing_state
 function_modes = torch._C._is_torch_function_mode_enabled
 """True while a TorchFunctionMode is on (a default device is one): a guard's own reads then go past it."""
@@ -63,8 +65,7 @@ def _plain_key_sets(device: str) -> frozenset[int]:
     return frozenset(_dispatch_keys(x).raw_repr() for x in kinds)
 
 
-_PLAIN_ON_CPU = _plain_key_sets("cpu")
-_PLAIN = _PLAIN_ON_CPU | (_plain_key_sets("cuda") if torch.cuda.is_available() else frozenset())
+_PLAIN = _plain_key_sets("cpu") | (_plain_key_sets("cuda") if torch.cuda.is_available() else frozenset())
 
 
 def is_plain(x: Any) -> bool:
@@ -78,7 +79,13 @@ def is_readable(x: Any) -> bool:
 
 
 def is_plain_on_cpu(x: Any) -> bool:
-    """`is_plain(x) and x.is_cpu`, for the healthy path: its values can be read without waiting for a device."""
-    if type(x) not in PLAIN_TYPES or _dispatch_keys(x).raw_repr() not in _PLAIN_ON_CPU:
+    """`is_plain(x) and x.is_cpu`, for the healthy path: its values can be read without waiting for a device.
+
+    The dispatch keys are asked for only inside a transform (vmap, grad, jvp), whose wrappers look like any tensor: that call is the slowest of
+    these by far, and outside of one the others tell the same. A lazy negation or zero counts as plain here: it is one to read.
+    """
+    if type(x) not in PLAIN_TYPES or not x.is_cpu or x.dtype not in FLOATS:
         return False
-    return x.dtype in FLOATS and not _dispatch_modes() and _tracing() is None
+    if _transforms_active():
+        return is_plain(x)
+    return x.layout is _STRIDED and not x.is_nested and not _dispatch_modes() and _tracing() is None

@@ -23,7 +23,7 @@ from instrument.distributed.shards import is_sharded
 from instrument.guards.base import Function, Spelling, is_compiling, mimic
 from instrument.guards.parameter_names import parameter_names
 from instrument.run import Run
-from instrument.runtime import RUNTIME, StopReplay, function_modes, is_plain, without_function_modes
+from instrument.runtime import RUNTIME, StopReplay, function_modes, is_plain, is_plain_on_cpu, without_function_modes
 from instrument.tensors import leaves_behind
 from latent_drift.numerics.finite import is_finite
 from latent_drift.numerics.gradients import global_norm, zero_nonfinite_
@@ -120,10 +120,11 @@ def _is_scaled(run: Run, roots: Sequence[Any]) -> bool:
 
 
 def _look_at(run: Run, root: Any) -> None:
-    if not isinstance(root, Tensor) or root.numel() != 1 or not is_plain(root):
+    if not isinstance(root, Tensor) or root.numel() != 1:
         return
-    if not root.is_cpu:
-        run.history.see_loss_on_device(root)
+    if not is_plain_on_cpu(root):
+        if is_plain(root):
+            run.history.see_loss_on_device(root)
         return
     if function_modes():
         with without_function_modes():

@@ -33,7 +33,7 @@ class SoftmaxGuard(AbstractGuard):
         op = spelling.op
 
         def judge(out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if RUNTIME.run.policy.upcast:
+            if RUNTIME.upcast:
                 out = _upcast(original, args, kwargs, out)
             if not is_plain_on_cpu(out):
                 return _on_device(original, op, out, args, kwargs) if is_plain(out) and out.numel() else out
@@ -68,7 +68,7 @@ class AttentionPrecisionGuard(AbstractGuard):
                 return original(*args, **kwargs)
             if is_handled(args) and is_foreign(args, kwargs):
                 return call_on(guarded, original, args, kwargs)
-            return _upcast(original, args, kwargs) if RUNTIME.run.policy.upcast else original(*args, **kwargs)
+            return _upcast(original, args, kwargs) if RUNTIME.upcast else original(*args, **kwargs)
 
         return guarded
 

@@ -203,7 +203,7 @@ def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
     run = RUNTIME.run
     gradients, held = _gradients(optimizer)
     scale = _grad_scale(optimizer)
-    norm = _true_norm(optimizer, held, scale)
+    norm = _true_norm(optimizer, gradients, held, scale)
     verdict = _agreed(optimizer, gradients, norm) if AGREEMENT.concerns(optimizer) else None
     norm = run.history.norm = norm if verdict is None else verdict.norm
     bad = not math.isfinite(norm) and not _scaler_decides(optimizer)
@@ -228,7 +228,7 @@ def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
             return False, False
         zero_nonfinite_(held)
         run.history.outcome = "zeroed"
-        norm = _true_norm(optimizer, held, scale)
+        norm = _true_norm(optimizer, gradients, held, scale)
         verdict = _agreed(optimizer, gradients, norm) if AGREEMENT.concerns(optimizer) else None
         norm = norm if verdict is None else verdict.norm
     if not run.policy.act:
@@ -292,10 +292,12 @@ def _scaler_decides(optimizer: Optimizer) -> bool:
     return isinstance(getattr(optimizer, "found_inf", None), Tensor)
 
 
-def _true_norm(optimizer: Optimizer, gradients: list[Tensor], scale: float) -> float:
-    """The norm of gradients that carry the factor `scale`."""
+def _true_norm(optimizer: Optimizer, gradients: list[Tensor], held: list[Tensor], scale: float) -> float:
+    """The norm of gradients that carry the factor `scale`, as far as this process holds them."""
+    if held is gradients and not function_modes():
+        return RUNTIME.run.gradient_norm(optimizer, held) / scale
     with without_function_modes():  # gradients that are judged here are no data to the watching mode
-        return RUNTIME.run.gradient_norm(optimizer, gradients) / scale
+        return RUNTIME.run.gradient_norm(optimizer, held) / scale
 
 
 def _clip(optimizer: Optimizer, all_gradients: Sequence[Tensor], gradients: list[Tensor], norm: float) -> None:
@@ -505,7 +507,7 @@ def _with_closure(
     def clipped_closure() -> Any:
         loss = closure()
         gradients, held = _gradients(optimizer)
-        norm = _true_norm(optimizer, held, _grad_scale(optimizer))
+        norm = _true_norm(optimizer, gradients, held, _grad_scale(optimizer))
         verdict = _agreed(optimizer, gradients, norm, closure=True) if AGREEMENT.concerns(optimizer) else None
         norm = RUNTIME.run.history.norm = norm if verdict is None else verdict.norm
         if RUNTIME.run.policy.clips and math.isfinite(norm):
