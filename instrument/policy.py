@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from latent_drift.config import StabilityConfig
 from latent_drift.numerics.limits import FLOAT_DTYPES, round_down
+
+ALREADY_CLIPPED = 1e-4
+"""A norm above the threshold by no more than this was brought there by the script's own clipping and its rounding: it is not clipped twice."""
+
+
+def _unclipped(config: StabilityConfig) -> float:
+    clip = config.gradient.clip
+    if clip.kind == "none":
+        return math.inf
+    if clip.kind == "norm" and float(clip.norm_type) == 2.0:
+        return float(clip.max_norm) * (1.0 + ALREADY_CLIPPED)
+    return -1.0  # another norm decides, single elements, or the steps before
 
 
 class Policy:
@@ -22,5 +36,6 @@ class Policy:
         self.straight_through: bool = config.exp.gradient_outside == "straight_through"
         self.empty_rows: str = config.softmax.empty_rows
         self.upcast: bool = config.softmax.upcast and config.act
-        self.clips: bool = config.gradient.clip.kind != "none"
+        self.unclipped = _unclipped(config)
+        """The global gradient norm up to which nothing is clipped."""
         self.bounds_updates: bool = config.gradient.update_bound.kind != "none"

@@ -39,9 +39,6 @@ from latent_drift.numerics.gradients import (
     zero_nonfinite_,
 )
 
-ALREADY_CLIPPED = 1e-4
-"""A norm above the threshold by no more than this was brought there by the script's own clipping and its rounding: it is not clipped twice."""
-
 # Optimizers that are stepping now, by id: one that calls super().step() is judged once.
 _STEPPING: set[int] = set()
 
@@ -233,7 +230,7 @@ def _judge(optimizer: Optimizer) -> tuple[bool, bool]:
         norm = norm if verdict is None else verdict.norm
     if not run.policy.act:
         return False, False
-    if run.policy.clips and math.isfinite(norm):
+    if run.policy.unclipped < norm < math.inf:
         _clip(optimizer, gradients, held, norm)
     return False, _risky(optimizer, norm) if verdict is None else verdict.risky
 
@@ -310,8 +307,6 @@ def _clip(optimizer: Optimizer, all_gradients: Sequence[Tensor], gradients: list
     threshold = ""
     if clip.kind == "norm":
         order = float(clip.norm_type)
-        if order == 2.0 and norm <= clip.max_norm * (1.0 + ALREADY_CLIPPED):
-            return
         known = norm * scale if order == 2.0 else AGREEMENT.norm_of_order(optimizer, all_gradients, order)
         outcome = clip_by_global_norm_(gradients, clip.max_norm * scale, order, norm=known)
         threshold = f"{clip.max_norm:.6g}"
@@ -510,7 +505,7 @@ def _with_closure(
         norm = _true_norm(optimizer, gradients, held, _grad_scale(optimizer))
         verdict = _agreed(optimizer, gradients, norm, closure=True) if AGREEMENT.concerns(optimizer) else None
         norm = RUNTIME.run.history.norm = norm if verdict is None else verdict.norm
-        if RUNTIME.run.policy.clips and math.isfinite(norm):
+        if RUNTIME.run.policy.unclipped < norm < math.inf:
             _clip(optimizer, gradients, held, norm)
         return loss
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import instrument
+from instrument.layer_norms import FIRST_STRIDE
 from latent_drift.numerics.gradients import clip_by_global_norm_
 from tests.benchmarks.harness import Row, paired, quartiles
 from tests.benchmarks.instrument_ddp import ddp_rows
@@ -20,7 +21,7 @@ from tests.benchmarks.instrument_ddp import ddp_rows
 AREA = "instrument"
 
 # A block looks at more in its first steps (which optimizers own which leaves, whether a loaded state is finite); what a step costs is what the
-# thousands after those cost.
+# thousands after those cost. Of small steps one in sixteen takes the gradient norms by layer, at first: that many are timed together, after as many.
 FIRST_STEPS = 5
 
 # Replacing attributes makes the interpreter forget what it knew of their owners, and what entering frees moves the allocator: a call costs what it
@@ -119,19 +120,20 @@ def _seconds(work: Callable[[], None]) -> float:
 def _step_rows() -> list[Row]:
     torch.manual_seed(0)
     cases = [
-        ("small classifier", SmallClassifier(), torch.randint(40, (16, 24)), torch.randint(4, (16,)), 1.08, 10),
+        ("small classifier", SmallClassifier(), torch.randint(40, (16, 24)), torch.randint(4, (16,)), 1.08, FIRST_STRIDE),
         ("small GPT", SmallGpt(), torch.randint(200, (16, 96)), torch.randint(200, (16, 96)), 1.02, 1),
         ("convolutional net", ConvNet(), torch.randn(32, 3, 32, 32), torch.randint(10, (32,)), 1.02, 1),
     ]
     rows = []
     for name, model, inputs, targets, bar, repeats in cases:
         step = training_step(model, inputs, targets)
+        warm = max(FIRST_STEPS, repeats)
         plain_ms = 1e3 * statistics.median(_seconds(step) for _ in range(20))
         note = f"plain step {plain_ms:.1f} ms, {len(list(model.parameters()))} tensors"
         around: Callable[[], AbstractContextManager[object]] = lambda: instrument.stable(profile="guard")  # noqa: E731
-        rows.append(paired(AREA, f"{name}: guard", step, step, bar=bar, repeats=repeats, around_a=around, warm=FIRST_STEPS, note=note))
+        rows.append(paired(AREA, f"{name}: guard", step, step, bar=bar, repeats=repeats, around_a=around, warm=warm, note=note))
         train: Callable[[], AbstractContextManager[object]] = lambda: instrument.stable(profile="train")  # noqa: E731
-        rows.append(paired(AREA, f"{name}: train", step, step, bar=bar, repeats=repeats, around_a=train, warm=FIRST_STEPS, note="clipping included"))
+        rows.append(paired(AREA, f"{name}: train", step, step, bar=bar, repeats=repeats, around_a=train, warm=warm, note="clipping included"))
         if name == "small classifier":
             rows.append(paired(AREA, f"{name}: set_detect_anomaly", step, step, pairs=9, repeats=repeats, around_a=_anomaly, note="yardstick"))
             rows.append(
