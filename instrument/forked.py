@@ -6,14 +6,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
-import uuid
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from instrument.events import Event
+from instrument.told_lines import ToldLines
 
 if TYPE_CHECKING:
     from instrument.run import Run
@@ -26,8 +23,7 @@ class Forked:
     """The events of the processes that were forked from the one that runs the script."""
 
     def __init__(self) -> None:
-        self._process = os.getpid()
-        self._file = Path(tempfile.gettempdir()) / f"latent-drift-events-{uuid.uuid4().hex}.jsonl"
+        self._lines = ToldLines("events")
         self._told = 0
 
     def begin(self, run: Run) -> None:
@@ -38,19 +34,15 @@ class Forked:
     def _tell(self, event: Event) -> None:
         self._told += 1
         if self._told <= MOST_TOLD:
-            with contextlib.suppress(OSError), self._file.open("a", encoding="utf-8") as file:
-                file.write(event.as_json() + "\n")
+            self._lines.tell(event.as_json())
 
     def close(self, run: Run) -> None:
         """In the process that runs the script: record what the others told, and leave no file behind."""
-        if os.getpid() != self._process:
+        if self._lines.is_forked:
             return
-        try:
-            lines = self._file.read_text(encoding="utf-8").splitlines()
-        except OSError:
-            return
-        self._file.unlink(missing_ok=True)
-        for line in lines:
+        told = self._lines.read()
+        self._lines.forget()
+        for line in told:
             with contextlib.suppress(ValueError):  # a process that was killed while it wrote
                 event = Event.from_json(line)
                 run.log.record(replace(event, message=f"{event.message}; in a process that the script forked"))

@@ -19,6 +19,7 @@ from torch import Tensor
 from instrument.events import Site
 from instrument.guards.parameter_names import parameter_names
 from instrument.locate.came_in import CameIn, came_in, is_masked_only, still_graphed
+from instrument.locate.node_names import MOVES, TRANSPARENT
 from instrument.locate.node_values import asked_again, largest_possible
 from instrument.locate.origin import bad_data, feeding_parameters, kinds, spread
 from instrument.runtime import RUNTIME, without_function_modes
@@ -32,19 +33,6 @@ MOST_NODES = 200_000
 MOST_COMPARED = 4_000  # the comparison of two unequal lists takes the product of their lengths in the worst case
 
 _OWN_RESULTS = ("result", "output", "out", "logsumexp", "log_sumexp", "inverse", "L", "U", "S", "Q", "R", "LU", "eigen")
-# Operations that hand numbers on as they are: a bad number is not made there.
-_MOVES = (
-    "View", "Unsafe", "Reshape", "Transpose", "TBackward", "Permute", "Expand", "Select", "Slice", "Squeeze", "Unsqueeze", "Clone", "Alias",
-    "Split", "Unbind", "Cat", "Stack", "Index", "Gather", "AsStrided", "Detach", "Copy", "Movedim", "Chunk", "Flip", "Roll", "Repeat", "Where",
-    "MaskedFill", "Narrow", "Contiguous", "Flatten",
-    "_FilterB", "_ResultB", "_BoundedB", "StraightThroughBoundB", "Relu", "Neg", "Abs", "Max", "Min", "Embedding",
-)  # fmt: skip
-# Operations whose result is finite only if everything that went in was.
-_TRANSPARENT = (
-    "View", "Unsafe", "Reshape", "Transpose", "TBackward", "Permute", "Expand", "Squeeze", "Unsqueeze", "Clone", "Alias", "Cat", "Stack",
-    "Contiguous", "Flatten", "Repeat", "Flip", "Roll", "Neg", "Abs", "Add", "Sub", "Sum", "Mean", "Mm", "Bmm", "Baddbmm", "Mv", "Dot", "Pow",
-    "Pow", "Log", "Sqrt", "Sin", "Cos", "Convolution", "NativeLayerNorm", "ToCopy", "_FilterB", "_ResultB",
-)  # fmt: skip
 _CANNOT_MAKE_NAN = ("Add", "Sub", "Sum", "Mean")  # of finite numbers: they overflow to Inf first
 
 
@@ -232,7 +220,7 @@ class _Reading:
             if node not in self._is_bad:
                 self._work_out(node)
         for node in reversed(nodes):
-            if self._is_bad.get(node) is False and (node.name().startswith(_TRANSPARENT) or self._is_positive_exp(node)):
+            if self._is_bad.get(node) is False and (node.name().startswith(TRANSPARENT) or self._is_positive_exp(node)):
                 for following, _ in node.next_functions:
                     if following is not None:
                         self._is_bad.setdefault(following, False)
@@ -324,7 +312,7 @@ class _Reading:
                     pending.append(following)
         region.sort(key=lambda n: self._position[n])
         bad = self._bad_values.get(node)
-        makers = [n for n in region if not n.name().startswith(_MOVES)] or [node]
+        makers = [n for n in region if not n.name().startswith(MOVES)] or [node]
         if bad is not None and bool(torch.isnan(bad).any()):
             # A mask brings infinities that are meant; where one is, the difference of two of them is NaN, and nothing before the mask is to
             # blame.
@@ -335,7 +323,7 @@ class _Reading:
                 makers = [n for n in makers if not n.name().startswith(_CANNOT_MAKE_NAN)] or makers
         maker = makers[0]
         what = kinds(bad) if bad is not None else "non-finite"
-        if bad is not None and all(n.name().startswith((*_CANNOT_MAKE_NAN, *_MOVES)) for n in region):
+        if bad is not None and all(n.name().startswith((*_CANNOT_MAKE_NAN, *MOVES)) for n in region):
             # A sum saves nothing. One of finite numbers is never NaN, and hardly ever Inf: what was added came from outside of the graph.
             found = bad_data(bad)
             if found is not None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from instrument.locate.node_names import PASSES_ON
+
 _aten = torch.ops.aten
 
 _AGAIN: dict[str, Callable[[Any, Mapping[str, Tensor]], Tensor]] = {
@@ -30,13 +32,6 @@ _OF_ONE = {
     "Acosh": "acosh", "Atanh": "atanh", "Erfinv": "erfinv", "Cosh": "cosh", "Sinh": "sinh", "SpecialEntr": "special_entr",
     "SpecialNdtri": "special_ndtri",
 }  # fmt: skip
-
-_PASS_ON = (
-    "View", "Unsafe", "Reshape", "Transpose", "TBackward", "Permute", "Expand", "Select", "Slice", "Squeeze", "Unsqueeze", "Clone", "Alias",
-    "Split", "Unbind", "AsStrided", "Movedim", "Chunk", "Flip", "Roll", "Repeat", "Narrow", "Contiguous", "Flatten", "Neg", "Abs", "_FilterB",
-    "_ResultB",
-)  # fmt: skip
-"""Operations of one tensor whose result is nowhere larger than that."""
 
 
 def asked_again(node: Any, saved: Mapping[str, Tensor]) -> Tensor | None:
@@ -79,7 +74,7 @@ def largest_possible(node: Any, saved: Mapping[str, Tensor], size: Size, before:
     """
     name: str = node.name()
     following = [other for other, _ in node.next_functions]
-    if name.startswith(_PASS_ON):
+    if name.startswith(PASSES_ON):
         behind = [other for other in following if other is not None]
         return before(behind[0]) if len(behind) == 1 else math.inf
     if name == "MulBackward0":

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from instrument.events import Site
 from instrument.locate.birthplace import parts
-from instrument.locate.scene import frames, parsed
+from instrument.locate.scene import frames, function_at, parsed
 from instrument.runtime import without_function_modes
 from instrument.tensors import is_bad, tensors_in
 
@@ -89,7 +89,7 @@ def update_of_state(x: Tensor) -> tuple[str, Site] | None:
         code = frame.f_code
         for name, value in list(frame.f_locals.items()):
             if value is x:
-                tree = _function(code.co_filename, code.co_name, code.co_firstlineno)
+                tree = function_at(code.co_filename, code.co_name, code.co_firstlineno)
                 found = None if tree is None else _last(_in_loops(tree), _is_name(name))
                 if found is not None:
                     return name, _site(frame, found)
@@ -109,17 +109,6 @@ def _attributes(value: object) -> list[tuple[str, object]]:
 def _site(frame: FrameType, statement: ast.stmt) -> Site:
     file = frame.f_code.co_filename
     return Site(file, statement.lineno, frame.f_code.co_name, linecache.getline(file, statement.lineno).strip() or None)
-
-
-def _function(file: str, name: str, first_line: int) -> ast.AST | None:
-    tree = parsed(file)
-    if tree is None or name == "<module>":
-        return tree
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
-            if first_line in (node.lineno, *(decorator.lineno for decorator in node.decorator_list)):
-                return node
-    return None
 
 
 def _in_loops(tree: ast.AST) -> Iterator[ast.stmt]:

@@ -153,17 +153,21 @@ def _body(scene: Scene) -> list[ast.stmt]:
     return _body_of(scene.file, scene.function, scene.first_line)
 
 
-def _body_of(file: str, function: str, first_line: int) -> list[ast.stmt]:
+def function_at(file: str, function: str, first_line: int) -> ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | None:
+    """The function of this name that begins there, at its first decorator if it has any; the whole file for `<module>`."""
     tree = parsed(file)
-    if tree is None:
-        return []
-    if function == "<module>":
-        return tree.body
+    if tree is None or function == "<module>":
+        return tree
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == function:
             if first_line in (node.lineno, *(d.lineno for d in node.decorator_list)):
-                return node.body
-    return []
+                return node
+    return None
+
+
+def _body_of(file: str, function: str, first_line: int) -> list[ast.stmt]:
+    tree = function_at(file, function, first_line)
+    return [] if tree is None else tree.body
 
 
 def simple_statements(file: str, function: str, first_line: int) -> list[ast.stmt]:

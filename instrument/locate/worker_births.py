@@ -6,13 +6,8 @@ line into a file that the training process reads if a batch of unknown origin co
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
-import uuid
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +15,7 @@ from torch import Tensor
 
 from instrument.events import Site
 from instrument.locate.births import Birth
+from instrument.told_lines import ToldLines
 
 MOST_TOLD = 64  # lines of one worker
 
@@ -28,13 +24,12 @@ class WorkerBirths:
     """The births of the processes that were forked from the one that trains."""
 
     def __init__(self) -> None:
-        self._process = os.getpid()
-        self._file = Path(tempfile.gettempdir()) / f"latent-drift-births-{uuid.uuid4().hex}.jsonl"
+        self._lines = ToldLines("births")
         self._told: set[tuple[str, int, str]] = set()
 
     def add(self, result: Tensor, birth: Birth) -> None:
         """In a forked process: tell the first birth of each line and operation."""
-        if os.getpid() == self._process:
+        if not self._lines.is_forked:
             return
         place = (birth.site.file, birth.site.line, birth.op)
         if place in self._told or len(self._told) >= MOST_TOLD:
@@ -42,23 +37,20 @@ class WorkerBirths:
         self._told.add(place)
         told: dict[str, Any] = {"code": birth.code, "op": birth.op, "message": birth.message, "site": asdict(birth.site)}
         told["nan"] = bool(torch.isnan(result.detach()).any())
-        with contextlib.suppress(OSError), self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(told) + "\n")
+        self._lines.tell(json.dumps(told))
 
     def origin_of(self, x: Tensor) -> Birth | None:
         """The first birth told of the kind that this bad data holds: NaN, or infinities alone."""
-        try:
-            lines = self._file.read_text(encoding="utf-8").splitlines()
-        except OSError:
-            return None
         wanted = bool(torch.isnan(x.detach()).any())
-        for line in lines:
-            told = json.loads(line)
+        for line in self._lines.read():
+            try:
+                told = json.loads(line)
+            except ValueError:  # cut short: its worker was killed while it wrote
+                continue
             if told["nan"] is wanted:
                 return Birth(told["code"], told["op"], Site(**told["site"]), f"{told['message']}, in a worker of the DataLoader")
         return None
 
     def close(self) -> None:
         """Leave no file behind."""
-        if os.getpid() == self._process:
-            self._file.unlink(missing_ok=True)
+        self._lines.forget()

@@ -254,7 +254,7 @@ def test_a_forked_worker_tells_what_it_made_bad():
     assert births.origin_of(torch.tensor([math.inf])) is None, "infinities are another matter"
     births.close()
     assert births.origin_of(torch.tensor([math.nan])) is None
-    assert not births._file.exists()
+    assert not births._lines._file.exists()
 
 
 def converted(x):
