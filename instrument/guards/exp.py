@@ -139,7 +139,7 @@ def _functional(original: Function, spelling: Spelling) -> Function:
         return out
 
     def judged(out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        values = out.detach() if out.requires_grad else out
+        values = out.data if out.requires_grad else out
         threshold = RUNTIME.run.armed.exp_threshold[op][out.dtype]
         ranges = RUNTIME.run.ranges
         # Where nothing is negative a sum is at least the largest element. In half types it is four times as fast, and other guards ask for sums too:

@@ -39,7 +39,7 @@ class SoftmaxGuard(AbstractGuard):
                 return _on_device(original, op, out, args, kwargs) if is_plain(out) and out.numel() else out
             # A bad row is NaN in every entry, so one entry of each row tells; a small tensor is read whole, which is quicker than slicing it. Nothing
             # but NaN can make the sum NaN: no entry is +inf.
-            values = out.detach()
+            values = out.data
             if values.numel() > _SMALL and (dim := _dim(args, kwargs)) is not None:
                 values = values.select(dim, 0)
             told = _sum(values).item()
