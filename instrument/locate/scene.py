@@ -95,13 +95,13 @@ def scenes_at_end(error: BaseException | None) -> list[Scene]:
 
 
 def ends_in_nan(file: str) -> bool:
-    """Whether a single number that the script's top level holds at its end is NaN: a result, not a hole in a table. False if `file` is not that
-    script: whatever else the process has computed says nothing of it."""
+    """Whether a number that the script's top level holds at its end is NaN, or a tensor throughout: a result, not a hole in a table. False if `file`
+    is not that script: whatever else the process has computed says nothing of it."""
     main = sys.modules["__main__"]
     if getattr(main, "__file__", None) != file:
         return False
-    held = [x for x in vars(main).values() if isinstance(x, Tensor) and x.dim() == 0 and x.is_floating_point()]
-    return any(is_there(x) and bool(torch.isnan(x)) for x in held)
+    held = [x for x in vars(main).values() if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
+    return any(is_there(x) and bool(torch.isnan(x).all()) for x in held)
 
 
 def _top_level(file: str, namespace: dict[str, Any]) -> Scene:

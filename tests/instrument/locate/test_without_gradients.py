@@ -15,6 +15,14 @@ for step in range(6):
     mean = (share * x[:, None]).sum(0) / share.sum(0)  # BIRTH
 likelihood = density.sum(1).log().mean()
 """
+EMISSIONS = """import torch
+seen = torch.tensor([0, 1, 2, 0, 1])
+emit = torch.tensor([[0.6, 0.4, 0.0], [1.0, 0.0, 0.0]])
+for step in range(4):
+    share = torch.cumprod(emit[:, seen], dim=1).t()
+    share = share.flip(0)[:2] / share[-1].sum() * 1.0  # BIRTH
+    emit = torch.stack([share.sum(0) for _ in range(3)], 1)
+"""
 TABLE = """import torch
 ratio = torch.tensor([1.0, 0.0]) / torch.tensor([2.0, 0.0])
 mean = ratio.nanmean()
@@ -36,6 +44,11 @@ def run(tmp_path, text, profile):
 def test_the_line_that_made_the_first_nan_is_named(tmp_path, profile):
     cause = run(tmp_path, MIXTURE, profile).first_cause
     assert (cause.code, cause.line) == ("NS304", 8)
+
+
+def test_so_it_is_where_all_of_a_table_is_nan(tmp_path):
+    cause = run(tmp_path, EMISSIONS, "guard").first_cause
+    assert (cause.code, cause.line) == ("NS304", 6)
 
 
 @pytest.mark.parametrize("text", [TABLE, CONSTANT])
