@@ -26,7 +26,10 @@ def number(source: Source, node: cst.CSTNode | None, depth: int = 0, *, defaults
     if node is None or depth > _DEPTH:
         return None
     if isinstance(node, (cst.Integer, cst.Float)):
-        return float(node.evaluated_value)
+        try:
+            return float(node.evaluated_value)
+        except (OverflowError, ValueError):  # an integer beyond every float
+            return None
     memo: dict[tuple[cst.CSTNode, bool], float | None] = source.memo.setdefault("numbers", {})
     key = (node, defaults)
     if key not in memo:

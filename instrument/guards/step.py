@@ -116,7 +116,7 @@ def _judged_step(optimizer: Optimizer, run_step: Function, args: tuple[Any, ...]
     lent, skip = run.recovery.before_step(run, optimizer)
     try:
         if skip:
-            result, skipped = None, True
+            result, skipped = _loss_alone(closure), True
         elif closure is not None:
             result, skipped = _with_closure(optimizer, run_step, closure, args, kwargs)
         else:
@@ -126,6 +126,14 @@ def _judged_step(optimizer: Optimizer, run_step: Function, args: tuple[Any, ...]
             run.recovery.rates.take_back(lent)
     _finish(optimizer, skipped)
     return result
+
+
+def _loss_alone(closure: Callable[[], Any] | None) -> Any:
+    """What a step with a closure gives back, for one that is left out: scripts read the loss of it."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def _closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
@@ -390,6 +398,8 @@ def _checked_update(optimizer: Optimizer, run_step: Function, args: tuple[Any, .
     config = RUNTIME.run.config
     raised = RUNTIME.run.recovery.raised_eps
     lent = raised.lend(optimizer, config) if raised.applies(optimizer) else []
+    births = RUNTIME.run.search.births
+    known = births.number
     try:
         result = run_step(optimizer, *args, **kwargs)
         # A closure would be called once more, and its draws with it: such a step is only put back.
@@ -397,6 +407,7 @@ def _checked_update(optimizer: Optimizer, run_step: Function, args: tuple[Any, .
             said = raised.raise_for(optimizer, config)
             if said:
                 snapshot.restore()
+                RUNTIME.run.search.name_first(births.since(known))  # the line in an optimizer that the script itself defines
                 message = f"{type(optimizer).__name__} divided by 0: {said}, and the step was done again"
                 RUNTIME.run.note("NS301", "repaired", "step", message=message)
                 lent = raised.lend(optimizer, config)
@@ -406,7 +417,7 @@ def _checked_update(optimizer: Optimizer, run_step: Function, args: tuple[Any, .
             raise
         _put_back_raised(optimizer, snapshot, error)
         RUNTIME.run.recovery.rates.refuse(optimizer)
-        return None, True
+        return _loss_alone(_closure_of(args, kwargs)), True
     finally:
         raised.take_back(lent)
     _bound_update(optimizer, snapshot)
@@ -452,7 +463,8 @@ def _bound_update(optimizer: Optimizer, snapshot: StepSnapshot) -> None:
 def _put_back_if_spoilt(optimizer: Optimizer, snapshot: StepSnapshot) -> bool:
     spoilt = snapshot.spoilt_parameters()
     state = [] if spoilt else snapshot.spoilt_state()
-    exploded = not spoilt and not state and snapshot.growth() > HUGE_UPDATE
+    growth = snapshot.growth() if not spoilt and not state else math.nan
+    exploded = growth > HUGE_UPDATE
     bad = bool(spoilt or state or exploded)
     if not (AGREEMENT.spoilt_anywhere(optimizer, bad) if AGREEMENT.concerns(optimizer) else bad):
         return False
@@ -465,13 +477,13 @@ def _put_back_if_spoilt(optimizer: Optimizer, snapshot: StepSnapshot) -> bool:
     elif state:
         done = f"made {len(state)} tensors of its own state non-finite"
     else:
-        done = f"made the parameters {snapshot.growth():.3g} times as large"
+        done = f"made the parameters {growth:.3g} times as large"
     message = f"{type(optimizer).__name__} (learning rate {_rates(optimizer)}) {done}; parameters and optimizer state were put back"
     RUNTIME.run.note("NS508", "skipped", "step", x=(spoilt or state or _parameters(optimizer))[0], message=message)
     snapshot.restore()
     RUNTIME.run.search.blame()
     if largest_rate(optimizer) >= HUGE_UPDATE or exploded:
-        RUNTIME.run.recovery.rates.refuse(optimizer)
+        RUNTIME.run.recovery.rates.refuse(optimizer, growth)
     return True
 
 
@@ -525,9 +537,11 @@ def _judged_in_closure(
 ) -> tuple[Any, bool]:
     """A step whose closure is called once, before anything is touched. What is copied is copied then, and only if the update is to be looked at."""
     before: list[StepSnapshot] = []
+    losses: list[Any] = []
 
     def judged_closure() -> Any:
         loss = closure()
+        losses.append(loss)
         with torch.no_grad():
             skip, check = _judge(optimizer)
             if skip:
@@ -547,7 +561,7 @@ def _judged_in_closure(
         if not before or not _is_about_the_rate(error):
             raise
         _put_back_raised(optimizer, before[0], error)
-        return None, True
+        return losses[-1], True
     finally:
         raised.take_back(lent)
     if not before:

@@ -72,6 +72,15 @@ class Births:
             self._current[place, birth.op] = birth
             self._looked_at[place] += 1
 
+    @property
+    def number(self) -> int:
+        """How many places were remembered in the step under way."""
+        return len(self._current)
+
+    def since(self, number: int) -> list[Birth]:
+        """Those of the step under way after the first `number` places, in order."""
+        return [birth for (place, _), birth in list(self._current.copy().items())[number:] if place not in self._harmless]
+
     def origin(self, *, loss_is_finite: bool = False) -> Birth | None:
         """The first birth of this step at a line that does not also have them in healthy steps.
 

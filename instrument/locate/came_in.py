@@ -94,7 +94,7 @@ def came_in(run: Run | None, x: Tensor) -> CameIn:
     if origin is None and said and not tables:
         warned = said[0]  # no variable holds the table any more, or it never had one: an item of a data set
         message += f"; numpy warned at {warned.site}"
-    elif origin is None and run is not None and run.tally.steps + run.backward_calls:
+    elif origin is None and run is not None and (run.search.blamed or run.tally.steps + run.backward_calls):
         warned = run.search.made_again.look_at_items(run)
         message += "" if warned is None else f"; an item of the data set is made so at {warned.site}"
     if warned is not None and warned.text:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
+import inspect
 import linecache
 import logging
 import random
@@ -24,7 +26,7 @@ from instrument.distributed.agreement import is_at_work
 from instrument.events import Site
 from instrument.locate.birthplace import Birthplace, is_hole
 from instrument.locate.births import Births
-from instrument.locate.items import bad_item, loaded_data_sets, methods_of
+from instrument.locate.items import bad_item, loaded_data_sets, methods_of, statements_that_keep_a_hole
 from instrument.locate.line_tracer import tracing_lines
 from instrument.locate.replay import MOST_COPIED, aside
 from instrument.locate.scene import assigned, read, repeatable, scene_of, written
@@ -87,12 +89,32 @@ class MadeAgain:
                     run.search.births = Births()
                     make = bad_item(copy.deepcopy(data_set))
                     found = None if make is None else first_bad_in(run, make)
+                if found is None and make is not None:
+                    found = _made_with(run, data_set)
             except Exception:  # as above
                 _LOG.debug("an item of a data set could not be made once more", exc_info=True)
                 continue
             if found is not None:
                 return found
         return None
+
+
+def _made_with(run: Run, data_set: Any) -> Said | None:
+    """For items that are bad because the data set computed something bad when it was made (a standard deviation that overflowed): the line that made
+    it, or that of the statement that keeps it."""
+    for statement in statements_that_keep_a_hole(data_set):
+        file = inspect.getfile(type(data_set))
+        names = {**vars(sys.modules[type(data_set).__module__]), "self": copy.deepcopy(data_set)}
+        found: Said | None = None
+        if _only_computes(statement) and all(name in names or hasattr(sys.modules["builtins"], name) for name in read(statement)):
+            code = compile(ast.Module([statement], []), file, "exec")
+            with aside(run, []):
+                run.search.births = Births()
+                found = first_bad_in(run, functools.partial(exec, code, names))
+        if found is not None:
+            return found
+        return Said(Site(file, statement.lineno, "__init__", linecache.getline(file, statement.lineno).strip() or None), "")
+    return None
 
 
 def _first_bad(run: Run, statements: list[ast.stmt], frame: FrameType, names: dict[str, Any]) -> Said | None:

@@ -296,8 +296,15 @@ class Search:
         if self.births.origin() is not None:
             self.blame()
         elif not self._explained and (self.births.latest_harmless is not None or self.said):
-            said = [Birth("NS805", "numpy", one.site, f"numpy: {one.text}") for one in self.said[-1:]]
+            said = [Birth("NS805", "numpy", one.site, f"numpy: {one.text}") for one in _latest(self.said)]
             self._name_birth(self.births.latest_harmless or said[0])
+
+    @apart
+    def name_first(self, births: Sequence[Birth]) -> None:
+        """These spoiled a step that is mended: name the first."""
+        origin = next((birth for birth in births if not birth.weak and birth.event is None), None)
+        if origin is not None:
+            self._name_birth(origin)
 
     @apart
     def blame_inputs(self, inputs: Sequence[Tensor]) -> None:
@@ -470,6 +477,16 @@ class Search:
         mended = (e for e in events if e.action in ("bounded", "repaired") and e.code not in (*CONSEQUENCES, *came_in) and not e.nan and not e.inf)
         first = min(mended, key=lambda e: e.step, default=named)
         return first if first.step < named.step else named
+
+
+def _latest(said: Sequence[Said]) -> list[Said]:
+    """The latest warning of numpy; of several in one function the first, which the others follow from."""
+    found = list(said[-1:])
+    for one in reversed(said[:-1]):
+        if (one.site.file, one.site.function) != (found[0].site.file, found[0].site.function):
+            break
+        found = [one]
+    return found
 
 
 def _with_use(message: str, op: str, used_at: Site | None, made_at: Site | None) -> tuple[str, Site | None]:

@@ -24,6 +24,9 @@ ROUNDING = 1e-6
 LARGEST = 1e30
 """A learning rate from which torch's own optimizers raise instead of stepping: divided by Adam's first bias correction it overflows float32."""
 
+REDUCED = 0.1
+"""What remains for the next step of a rate whose update ended in NaN or Inf, if none has gone well."""
+
 Lent = list[tuple[dict[str, Any], Any, Any]]
 """What a step was lent: the group, the rate that it had, the rate that it has."""
 
@@ -60,6 +63,7 @@ class Rates:
         self._usable: ByOptimizer[dict[int, float]] = ByOptimizer()
         self._before: WeakKeyDictionary[Optimizer, dict[int, float]] = WeakKeyDictionary()
         self._ceilings: WeakKeyDictionary[Optimizer, float] = WeakKeyDictionary()
+        self._smaller: WeakKeyDictionary[Optimizer, float] = WeakKeyDictionary()  # to be tried where no rate has gone well before
         self.backoff: Backoff | None = None
         """What the rates are multiplied by while they return to their own values after a rollback."""
 
@@ -98,7 +102,8 @@ class Rates:
             rate = _number(given)
             if rate is None:
                 continue
-            used = self._used(rate, usable.get(index), ceiling)
+            smaller = self._smaller.get(optimizer) if ceiling < LARGEST else None
+            used = self._used(rate, usable.get(index, smaller), ceiling)
             if used != rate:  # a NaN differs from everything
                 found.append(Unusable(rate, used))
             elif rate >= 0.0 and rate != usable.get(index):
@@ -110,10 +115,16 @@ class Rates:
                 lent.append((group, given, new))
         return lent, found
 
-    def refuse(self, optimizer: Optimizer) -> None:
-        """The rate of the step under way made the update explode: from now on it, and any larger one, counts as unusable."""
+    def refuse(self, optimizer: Optimizer, growth: float = math.nan) -> None:
+        """The rate of the step under way made the update explode: from now on it, and any larger one, counts as unusable.
+
+        Args:
+            growth: how many times as large the update made the parameters, where that is known.
+        """
         rates = [rate for group in optimizer.param_groups if (rate := _number(group.get("lr"))) is not None]
-        self._ceilings[optimizer] = min(max(rates, default=LARGEST), self._ceilings.get(optimizer, LARGEST))
+        ceiling = self._ceilings[optimizer] = min(max(rates, default=LARGEST), self._ceilings.get(optimizer, LARGEST))
+        if ceiling < LARGEST:
+            self._smaller[optimizer] = ceiling / growth if 1.0 < growth < math.inf else ceiling * REDUCED
         usable, before = self._usable.get(id(optimizer), {}), self._before.get(optimizer, {})
         for index, rate in list(usable.items()):
             if rate >= self._ceilings[optimizer]:

@@ -20,7 +20,7 @@ from instrument.recovery.counters import Counters
 from instrument.recovery.hand_copies import HandCopies
 from instrument.recovery.hand_written import HandWritten
 from instrument.recovery.loss_scale import Scales
-from instrument.recovery.rates import Lent, Rates, Unusable
+from instrument.recovery.rates import LARGEST, Lent, Rates, Unusable
 from instrument.recovery.rollback import MIB, Rollback
 from instrument.recovery.state import OutsideWrites, zero_spoilt_parameters, zero_spoilt_state
 from instrument.recovery.training_objects import TrainingObjects
@@ -78,7 +78,9 @@ class Recovery:
         elif found.used is None:
             done = "there is no usable one from before, the step was skipped"
         else:
-            done = f"the last usable one, {found.used:g}, was used for this step"
+            refused = found.given < LARGEST  # a number that could be used, and was
+            why = "an update with it made the parameters explode" if refused else "the last usable one is taken"
+            done = f"{why}: {found.used:g} was used for this step"
         if not self._act:
             done = "nothing was altered"
         message = f"{name} has a learning rate of {found.given:g}; {done}"

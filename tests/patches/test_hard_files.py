@@ -185,3 +185,11 @@ def test_an_attribute_that_is_set_among_others_is_still_set():
     assert made.f(torch.ones(3))[0].isfinite().all()
     one_sided = text.replace("        return self.g(", "        self.logstd = self.logstd.clamp(max=10)\n        return self.g(")
     assert "softplus" not in patched(one_sided.replace("self.mu, self.logstd = self.encoder(x)", "self.mu, self.logstd = x, self.encoder(x)"))
+
+
+def test_an_integer_beyond_every_float_is_a_number_that_is_not_known():
+    huge = "7" * 400
+    text = f"import torch\n\n\ndef f(x):\n    y = x / {huge}\n    return torch.log(torch.softmax(y * 2, 1)) + torch.exp(x * {huge})\n"
+    assert f"return torch.log_softmax(y * 2, 1) + torch.exp(x * {huge})" in patched(text).replace(
+        "torch.nn.functional.log_softmax", "torch.log_softmax"
+    )

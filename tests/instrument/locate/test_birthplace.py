@@ -287,3 +287,59 @@ def test_an_item_of_a_data_set_is_made_once_more_and_nothing_else_is_moved():
     assert "an item of the data set is made so at" in run.first_cause.message
     assert (waves.asked, waves.generator.normal()) == (plain.asked, plain.generator.normal())
     assert all(p.isfinite().all() for p in net.parameters())
+
+
+class HalfTable(torch.utils.data.Dataset):
+    """A table in half precision, brought to unit variance by statistics that are taken once."""
+
+    def __init__(self):
+        self.x = torch.cat([torch.linspace(100.0, 900.0, 24)[:, None], torch.linspace(-1.0, 1.0, 24)[:, None]], 1).half()
+        self.mean, self.std = self.statistics()
+
+    def statistics(self):
+        mean = self.x.float().mean(0)
+        square = (self.x * self.x).float().mean(0)  # beyond half precision
+        return mean, (square - mean * mean).clamp(min=1e-6).sqrt()
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return (self.x[i].float() - self.mean) * (1.0 / self.std) * self.std, torch.ones(1)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_a_data_set_computed_when_it_was_made_is_named_where_it_did(whole):
+    table = HalfTable()
+    assert torch.isinf(table.std[0]), "negative control"
+    data = table if whole else torch.utils.data.random_split(table, [18, 6])[0]
+    net = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    with instrument.stable() as run:
+        for x, y in torch.utils.data.DataLoader(data, batch_size=6):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(net(x), y).backward()
+            optimizer.step()
+    assert (run.first_cause.code, run.first_cause.line) == ("NS803", line_of("beyond half precision"))
+    assert all(p.isfinite().all() for p in net.parameters())
+
+
+def rate_of_step(step):
+    step = np.float64(step)
+    decay, ramp = step**-0.5, step * 1e-3  # of step 0
+    return float(decay * ramp / max(decay, ramp))
+
+
+def test_a_learning_rate_that_numpy_made_bad_is_named_at_the_first_of_its_lines():
+    net = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    with warnings.catch_warnings(), instrument.stable() as run:
+        warnings.simplefilter("always", RuntimeWarning)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_of_step)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(torch.ones(4, 2)).mean().backward()
+            optimizer.step()
+            schedule.step()
+    assert run.first_cause.line == line_of("of step 0")
+    assert all(p.isfinite().all() for p in net.parameters())

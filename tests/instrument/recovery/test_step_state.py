@@ -171,6 +171,70 @@ def test_a_huge_rate_explodes_once_and_is_refused_from_then_on():
     assert {e.code for e in run.events} >= {"NS508", "NS512"}
 
 
+@pytest.mark.parametrize("rate", [1e14, 1e25])
+def test_a_rate_that_explodes_from_the_first_step_on_is_made_smaller_until_an_update_holds(rate):
+    def train():
+        torch.manual_seed(0)
+        model = nn.Linear(3, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        x = torch.randn(32, 3)
+        for _ in range(40):
+            optimizer.zero_grad()
+            model(x).pow(2).mean().backward()
+            optimizer.step()
+        return model(x).pow(2).mean().item(), optimizer
+
+    assert not math.isfinite(train()[0]), "negative control"
+    with instrument.stable() as run:
+        loss, optimizer = train()
+    assert loss < 10.0
+    assert optimizer.param_groups[0]["lr"] == rate, "the script's own setting stays"
+    assert 0 < run.tally.skipped < 30
+    assert any("made the parameters explode" in e.message for e in run.events if e.code == "NS512")
+
+
+class Poisson:
+    """A likelihood by LBFGS that goes through the logarithm of negative numbers; the script reads the loss of every step."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.x = torch.cat([torch.ones(200, 1), torch.randn(200, 2)], 1)
+        self.counts = torch.poisson((self.x @ torch.tensor([3.0, 0.9, -0.7])).clamp(min=0.05))
+        self.w = torch.tensor([6.0, 0.0, 0.0], requires_grad=True)
+        self.optimizer = torch.optim.LBFGS([self.w], lr=1.0, max_iter=10)
+
+    def closure(self):
+        self.optimizer.zero_grad()
+        rate = self.x @ self.w
+        loss = (rate - self.counts * torch.log(rate)).mean()
+        loss.backward()
+        return loss
+
+
+def test_a_closure_step_that_is_left_out_gives_its_loss_all_the_same():
+    fit = Poisson()
+    with instrument.stable() as run:
+        losses = [fit.optimizer.step(fit.closure).item() for _ in range(8)]
+        rate = fit.optimizer.param_groups[0]["lr"]
+        fit.optimizer.param_groups[0]["lr"] = math.nan
+        losses.append(fit.optimizer.step(fit.closure).item())
+    assert rate == 1.0
+    assert torch.isfinite(fit.w).all()
+    assert math.isfinite(losses[-1])
+    assert run.tally.skipped > 0
+
+
+def test_a_closure_step_without_any_usable_rate_gives_its_loss():
+    fit = Poisson()
+    fit.optimizer.param_groups[0]["lr"] = math.nan
+    before = fit.w.detach().clone()
+    with instrument.stable() as run:
+        loss = fit.optimizer.step(fit.closure)
+    assert math.isfinite(loss.item())
+    assert torch.equal(fit.w, before)
+    assert run.tally.skipped == 1
+
+
 # What makes an update go bad although its gradients are good ----------------------------------------------------------
 
 
