@@ -101,20 +101,21 @@ class MadeAgain:
 
 def _made_with(run: Run, data_set: Any) -> Said | None:
     """For items that are bad because the data set computed something bad when it was made (a standard deviation that overflowed): the line that made
-    it, or that of the statement that keeps it."""
-    for statement in statements_that_keep_a_hole(data_set):
-        file = inspect.getfile(type(data_set))
+    it, or that of the first statement that keeps such a number."""
+    file = inspect.getfile(type(data_set))
+    keeping = statements_that_keep_a_hole(data_set)
+    for statement in keeping:
         names = {**vars(sys.modules[type(data_set).__module__]), "self": copy.deepcopy(data_set)}
-        found: Said | None = None
-        if _only_computes(statement) and all(name in names or hasattr(sys.modules["builtins"], name) for name in read(statement)):
-            code = compile(ast.Module([statement], []), file, "exec")
-            with aside(run, []):
-                run.search.births = Births()
-                found = first_bad_in(run, functools.partial(exec, code, names))
+        if not _only_computes(statement) or not all(name in names or hasattr(sys.modules["builtins"], name) for name in read(statement)):
+            continue
+        code = compile(ast.Module([statement], []), file, "exec")
+        with aside(run, []):
+            run.search.births = Births()
+            found = first_bad_in(run, functools.partial(exec, code, names))
         if found is not None:
             return found
-        return Said(Site(file, statement.lineno, "__init__", linecache.getline(file, statement.lineno).strip() or None), "")
-    return None
+    first = keeping[0].lineno if keeping else None
+    return None if first is None else Said(Site(file, first, "__init__", linecache.getline(file, first).strip() or None), "")
 
 
 def _first_bad(run: Run, statements: list[ast.stmt], frame: FrameType, names: dict[str, Any]) -> Said | None:
