@@ -333,7 +333,7 @@ def rate_of_step(step):
 def test_a_learning_rate_that_numpy_made_bad_is_named_at_the_first_of_its_lines():
     net = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-    with warnings.catch_warnings(), instrument.stable() as run:
+    with warnings.catch_warnings(record=True) as given, instrument.stable() as run:
         warnings.simplefilter("always", RuntimeWarning)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_of_step)
         for _ in range(3):
@@ -341,5 +341,6 @@ def test_a_learning_rate_that_numpy_made_bad_is_named_at_the_first_of_its_lines(
             net(torch.ones(4, 2)).mean().backward()
             optimizer.step()
             schedule.step()
+    assert [str(one.message).partition(" encountered")[0] for one in given] == ["divide by zero", "invalid value"]
     assert run.first_cause.line == line_of("of step 0")
     assert all(p.isfinite().all() for p in net.parameters())
